@@ -1,0 +1,171 @@
+// Package httpx adapts handlers that return errors, counts and logs requests, serves with a graceful end,
+// and guards what goes out to addresses that others chose.
+//
+// It owns the transport's habits, and refuses to own any protocol's words: how an error looks on the wire
+// is the caller's translator.
+package httpx
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Handler serves a request or returns an error before the first byte of the answer.
+type Handler func(w http.ResponseWriter, r *http.Request) error
+
+// Translator writes err in one protocol's form and tells the status and the protocol's code, for the log.
+type Translator func(w http.ResponseWriter, err error) (status int, code string)
+
+// Event is what the log says of one request, filled in as it is learnt. One request, one goroutine.
+type Event struct {
+	DID        string
+	Repository string
+	Reference  string
+	Hold       string
+}
+
+type eventKey struct{}
+
+// EventFrom is the request's event; outside a request one that nobody reads.
+func EventFrom(ctx context.Context) *Event {
+	if e, ok := ctx.Value(eventKey{}).(*Event); ok {
+		return e
+	}
+	return &Event{}
+}
+
+// Adapter turns Handlers into http.Handlers. The zero value works and logs to slog's default.
+type Adapter struct {
+	Logger   *slog.Logger
+	requests *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+}
+
+// NewAdapter registers the request metrics as <prefix>_http_requests_total and
+// <prefix>_http_request_seconds. reg may be nil.
+func NewAdapter(logger *slog.Logger, reg prometheus.Registerer, prefix string) *Adapter {
+	a := &Adapter{
+		Logger: logger,
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "_http_requests_total", Help: "Requests answered, by route and status.",
+		}, []string{"route", "status"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: prefix + "_http_request_seconds", Help: "Time to answer a request, in seconds.",
+			Buckets: []float64{.001, .005, .02, .1, .5, 2, 10, 60},
+		}, []string{"route"}),
+	}
+	if reg != nil {
+		reg.MustRegister(a.requests, a.seconds)
+	}
+	return a
+}
+
+// Wrap makes an http.Handler of h. route is the pattern under which it is logged and counted, so it must
+// be one of a bounded set. A panic is logged with its stack and answered as an unknown error.
+func (a *Adapter) Wrap(route string, translate Translator, h Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		event := &Event{}
+		rw := &responseWriter{ResponseWriter: w}
+		r = r.WithContext(context.WithValue(r.Context(), eventKey{}, event))
+		err := a.call(h, rw, r)
+		status, code := rw.status, ""
+		if err != nil && !rw.started() {
+			status, code = translate(rw, err)
+		}
+		if status == 0 {
+			status = http.StatusOK
+		}
+		a.record(r, route, status, code, err, event, rw.bytes, time.Since(start))
+	})
+}
+
+func (a *Adapter) call(h Handler, w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
+				panic(p)
+			}
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return h(w, r)
+}
+
+func (a *Adapter) record(r *http.Request, route string, status int, code string, err error, e *Event, n int64, d time.Duration) {
+	if a.requests != nil {
+		a.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()
+		a.seconds.WithLabelValues(route).Observe(d.Seconds())
+	}
+	logger, level := a.Logger, slog.LevelInfo
+	if logger == nil {
+		logger = slog.Default()
+	}
+	if status >= 500 {
+		level = slog.LevelError
+	} else if err == nil {
+		level = slog.LevelDebug
+	}
+	if !logger.Enabled(r.Context(), level) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("route", route), slog.String("method", r.Method), slog.Int("status", status),
+		slog.Duration("duration", d), slog.Int64("bytes", n),
+	}
+	for _, kv := range [][2]string{{"did", e.DID}, {"repository", e.Repository}, {"reference", e.Reference}, {"hold", e.Hold}, {"code", code}} {
+		if kv[1] != "" {
+			attrs = append(attrs, slog.String(kv[0], kv[1]))
+		}
+	}
+	if err != nil {
+		attrs = append(attrs, slog.Any("error", err))
+	}
+	logger.LogAttrs(r.Context(), level, "request", attrs...)
+}
+
+// responseWriter remembers status and bytes. Unwrap and ReadFrom keep deadlines and sendfile working.
+type responseWriter struct {
+	http.ResponseWriter
+	status int
+	bytes  int64
+}
+
+func (w *responseWriter) started() bool { return w.status >= 200 }
+
+func (w *responseWriter) WriteHeader(status int) {
+	if !w.started() {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *responseWriter) Write(p []byte) (int, error) {
+	if !w.started() {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	return n, err
+}
+
+func (w *responseWriter) ReadFrom(r io.Reader) (int64, error) {
+	if !w.started() {
+		w.status = http.StatusOK
+	}
+	n, err := io.Copy(w.ResponseWriter, r)
+	w.bytes += n
+	return n, err
+}
+
+func (w *responseWriter) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
+
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -1,0 +1,130 @@
+package sqldb_test
+
+import (
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"atcr.io/internal/sqldb"
+)
+
+func open(t *testing.T, path string) *sqldb.DB {
+	t.Helper()
+	db, err := sqldb.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// Would catch a pragma that reached only the first connection of a pool, and a reader that can write.
+func TestPragmas(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "a b?.sqlite3"))
+	check := func(write func() (mode string, sync int)) {
+		mode, synchronous := write()
+		if mode != "wal" {
+			t.Errorf("journal_mode %q", mode)
+		}
+		_ = synchronous
+	}
+	for _, w := range []struct {
+		name string
+		run  func(func(*sql.Tx) error) error
+		want int
+	}{
+		{"durable", func(f func(*sql.Tx) error) error { return db.Write(t.Context(), f) }, 2},
+		{"relaxed", func(f func(*sql.Tx) error) error { return db.WriteRelaxed(t.Context(), f) }, 1},
+	} {
+		check(func() (mode string, synchronous int) {
+			err := w.run(func(tx *sql.Tx) error {
+				if err := tx.QueryRow("PRAGMA journal_mode").Scan(&mode); err != nil {
+					return err
+				}
+				return tx.QueryRow("PRAGMA synchronous").Scan(&synchronous)
+			})
+			if err != nil || synchronous != w.want {
+				t.Errorf("%s: synchronous %d, want %d (%v)", w.name, synchronous, w.want, err)
+			}
+			return mode, synchronous
+		})
+	}
+	if _, err := db.Reader().Exec("CREATE TABLE x (a INTEGER)"); err == nil {
+		t.Error("the reader pool could write")
+	}
+}
+
+// Would catch a transaction that stays open after an error, and writers that fail with SQLITE_BUSY.
+func TestWrite(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "db.sqlite3"))
+	if err := db.Migrate(t.Context(), "t", []string{"CREATE TABLE t (n INTEGER NOT NULL) STRICT"}); err != nil {
+		t.Fatal(err)
+	}
+	boom := errors.New("boom")
+	err := db.Write(t.Context(), func(tx *sql.Tx) error {
+		if _, err := tx.Exec("INSERT INTO t VALUES (1)"); err != nil {
+			return err
+		}
+		return boom
+	})
+	if !errors.Is(err, boom) {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			write := db.Write
+			if i%2 == 0 {
+				write = db.WriteRelaxed
+			}
+			if err := write(t.Context(), func(tx *sql.Tx) error {
+				_, err := tx.Exec("INSERT INTO t VALUES (?)", i)
+				return err
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	var n int
+	if err := db.Reader().QueryRow("SELECT count(*) FROM t").Scan(&n); err != nil || n != 40 {
+		t.Fatalf("%d rows, %v", n, err)
+	}
+}
+
+// Would catch a migration run twice, and an old program that writes into a newer schema.
+func TestMigrate(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db.sqlite3")
+	db := open(t, path)
+	one := []string{"CREATE TABLE a (n INTEGER) STRICT"}
+	two := append(one, "CREATE TABLE b (n INTEGER) STRICT; CREATE INDEX b_n ON b (n)")
+	for _, m := range [][]string{one, one, two, two} {
+		if err := db.Migrate(t.Context(), "c", m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Migrate(t.Context(), "c", one); !errors.Is(err, sqldb.ErrNewerSchema) {
+		t.Fatalf("got %v", err)
+	}
+	if err := db.Migrate(t.Context(), "other", one[:0]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Would catch a start on a file that is no database, which would then be overwritten.
+func TestOpenDamaged(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db.sqlite3")
+	if err := os.WriteFile(path, []byte("this is a text file and certainly not a database, is it"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sqldb.Open(t.Context(), path); !errors.Is(err, sqldb.ErrCorrupt) {
+		t.Fatalf("got %v", err)
+	}
+}
