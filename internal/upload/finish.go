@@ -1,0 +1,284 @@
+package upload
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/blobstore"
+	"atcr.io/internal/oci"
+)
+
+// Finish adds body, which may be nil, and makes the upload the blob d. Called again within 24 h with the
+// same digest it answers the same. start is as in Append.
+//
+// On a nil error the bytes are durable and their digest is d. A blob that was there before stays
+// untouched. After ErrDigestMismatch the upload is gone.
+//
+// Errors: those of Append, ErrDigestMismatch, ErrAlgorithm (the upload is kept).
+func (u *Uploads) Finish(ctx context.Context, secret string, d oci.Digest, start *int64, body io.Reader) (Blob, error) {
+	blob, _, err := u.finishStream(ctx, secret, d, start, body)
+	return blob, err
+}
+
+// finishStream is Finish that tells the upload's location as well.
+func (u *Uploads) finishStream(ctx context.Context, secret string, d oci.Digest, start *int64, body io.Reader) (Blob, string, error) {
+	s, err := u.beginStream(secret)
+	if errors.Is(err, ErrUnknown) {
+		hashed := sha256.Sum256([]byte(secret))
+		return u.finishedBefore(ctx, "secret_hash", hashed[:], "", d)
+	}
+	if err != nil {
+		return Blob{}, "", err
+	}
+	defer u.inflight.Done()
+	defer u.release(ctx, s)
+	if err := s.checkStart(start); err != nil {
+		return Blob{}, "", err
+	}
+	if s.last == nil { // no bytes yet: the digest is known first
+		if err := s.announce(d.Algorithm()); err != nil {
+			return Blob{}, "", err
+		}
+		s.keyDigest = d
+	}
+	if body == nil {
+		body = strings.NewReader("")
+	}
+	if err := u.stream(ctx, s, body, false); err != nil {
+		return Blob{}, "", err
+	}
+	blob, err := u.complete(ctx, s, d)
+	return blob, s.location, err
+}
+
+// finishedBefore answers for an upload that was completed in the last 24 h. owner "" is not compared.
+func (u *Uploads) finishedBefore(ctx context.Context, column string, value any, owner syntax.DID, d oci.Digest) (Blob, string, error) {
+	e, err := u.endedBy(ctx, column, value)
+	if err != nil {
+		return Blob{}, "", err
+	}
+	if owner != "" && owner != e.owner || e.digest != d {
+		return Blob{}, "", ErrUnknown
+	}
+	blob, err := u.Stat(ctx, d, e.owner)
+	if errors.Is(err, ErrNoBlob) { // it was read back since, and was something else
+		return Blob{}, "", ErrDigestMismatch
+	}
+	return blob, e.location, err
+}
+
+// complete makes the blob d of a session whose bytes are all here. The caller works on s.
+func (u *Uploads) complete(ctx context.Context, s *session, d oci.Digest) (Blob, error) {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	if s.keyDigest != "" && s.keyDigest != d {
+		u.drop(ctx, s, "mismatch")
+		return Blob{}, ErrDigestMismatch
+	}
+	if d.Algorithm() != s.algorithm {
+		return u.completeReadBack(ctx, s, d)
+	}
+	if oci.DigestOf(s.algorithm, s.hash) != d {
+		u.drop(ctx, s, "mismatch")
+		return Blob{}, ErrDigestMismatch
+	}
+	return u.commit(ctx, s, d, func() (string, error) {
+		key, err := s.writer.Commit(ctx, blobstore.BlobKey(d))
+		if err != nil {
+			u.suspend(s)
+			return "", fmt.Errorf("commit upload: %w", err)
+		}
+		return key, nil
+	})
+}
+
+// commit makes place's object the blob d, unless there is one: object, pointer, row, in this order, so
+// that a row never names what is not there. The bytes were found to have the digest d.
+func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place func() (key string, err error)) (Blob, error) {
+	unlock, err := u.digests.lock(ctx, d)
+	if err != nil {
+		return Blob{}, err
+	}
+	defer unlock()
+	blob, there, err := u.standing(ctx, d)
+	if err != nil {
+		return Blob{}, err
+	}
+	if !there {
+		now := u.now()
+		blob = Blob{Digest: d, Size: s.offset, Verified: true, Owner: s.owner, CreatedAt: now, TouchedAt: now}
+		if blob.Key, err = place(); err != nil {
+			return Blob{}, err
+		}
+		if err := u.point(ctx, blob); err != nil {
+			u.suspend(s)
+			return Blob{}, err
+		}
+	}
+	err = u.db.Write(ctx, func(tx *sql.Tx) error {
+		if err := u.recordVerified(ctx, tx, blob, s.owner); err != nil {
+			return err
+		}
+		return u.endSession(ctx, tx, s, d, there)
+	})
+	if err != nil {
+		u.suspend(s)
+		return Blob{}, fmt.Errorf("record blob: %w", err)
+	}
+	u.cache.Add(d, blob)
+	u.finished(ctx, s, there)
+	return blob, nil
+}
+
+// standing is the verified blob d, where its object is there as well. One without is replaced.
+func (u *Uploads) standing(ctx context.Context, d oci.Digest) (Blob, bool, error) {
+	blob, err := u.verified(ctx, d)
+	if errors.Is(err, ErrNoBlob) {
+		return Blob{}, false, nil
+	}
+	if err != nil {
+		return Blob{}, false, err
+	}
+	size, err := u.store.Stat(ctx, blob.Key)
+	if errors.Is(err, blobstore.ErrNotFound) || err == nil && size != blob.Size {
+		u.log.Error("a blob's object is missing or cut off; it is replaced by a new upload", "digest", d.String())
+		return Blob{}, false, nil
+	}
+	return blob, err == nil, err
+}
+
+// pointer is the small object that says where a blob is that is not under its final key.
+type pointer struct {
+	Digest   oci.Digest `json:"digest"`
+	Key      string     `json:"key"`
+	Size     int64      `json:"size"`
+	Uploader syntax.DID `json:"uploader"`
+}
+
+func (u *Uploads) point(ctx context.Context, b Blob) error {
+	if b.Key == blobstore.BlobKey(b.Digest) {
+		return nil
+	}
+	raw, err := json.Marshal(pointer{b.Digest, b.Key, b.Size, b.Owner})
+	if err != nil {
+		return err
+	}
+	if err := u.store.Put(ctx, blobstore.PointerKey(b.Digest), raw); err != nil {
+		return fmt.Errorf("write pointer: %w", err)
+	}
+	return nil
+}
+
+// endSession marks the session's row completed. Its bytes belong to the blob now, or (spare) have yet to
+// be discarded.
+func (u *Uploads) endSession(ctx context.Context, tx *sql.Tx, s *session, d oci.Digest, spare bool) error {
+	state, staged := s.last.storeState, s.stagedKey
+	if !spare {
+		state, staged = nil, ""
+	}
+	done, err := tx.ExecContext(ctx, `UPDATE upload SET ended_at = ?, digest = ?, hash_state = NULL, store_state = ?,
+		staged_key = ? WHERE id = ? AND ended_at IS NULL`, u.now().UnixMilli(), d.String(), state, staged, s.id)
+	if err != nil {
+		return err
+	}
+	if n, err := done.RowsAffected(); err != nil || n != 1 {
+		return fmt.Errorf("upload %s has no row to complete: %w", s.id, err)
+	}
+	_, err = tx.ExecContext(ctx, `DELETE FROM upload_part WHERE upload = ?`, s.id)
+	return err
+}
+
+// finished lets go of a completed session.
+func (u *Uploads) finished(ctx context.Context, s *session, spare bool) {
+	u.forget(s)
+	outcome := "stored"
+	state := s.last.storeState
+	if spare {
+		outcome = "known"
+		if s.writer != nil {
+			if newer, err := s.writer.State(ctx); err == nil {
+				state = newer
+			}
+		}
+	}
+	u.releaseFiles(s)
+	u.metrics.finished.WithLabelValues(outcome).Inc()
+	if !spare {
+		return
+	}
+	if err := u.clear(ctx, s.id, state, s.stagedKey, false); err != nil {
+		u.log.Warn("a spare upload's bytes are not freed yet", "upload", s.id, "error", err)
+	}
+}
+
+// completeReadBack is for a digest whose algorithm shows only at the end: the bytes get a key of their own,
+// are read once, and that key becomes the blob's.
+func (u *Uploads) completeReadBack(ctx context.Context, s *session, d oci.Digest) (Blob, error) {
+	if s.offset > maxReadBackBytes {
+		if err := u.persist(ctx, s, nil); err != nil {
+			return Blob{}, err
+		}
+		return Blob{}, fmt.Errorf("%w: begin the upload with ?digest-algorithm=%s", ErrAlgorithm, d.Algorithm())
+	}
+	if s.stagedKey == "" {
+		s.stagedKey = blobstore.StagingPrefix + strings.ToLower(s.id) + "-" + randomName()
+	}
+	if err := u.persist(ctx, s, nil); err != nil { // the row names the key before there is an object
+		return Blob{}, err
+	}
+	key, err := s.writer.Commit(ctx, s.stagedKey)
+	if err != nil {
+		u.suspend(s)
+		return Blob{}, fmt.Errorf("commit upload: %w", err)
+	}
+	actual, size, err := u.hashObject(ctx, key, d.Algorithm())
+	if err != nil {
+		u.suspend(s)
+		return Blob{}, err
+	}
+	if actual != d || size != s.offset {
+		s.stagedKey = key
+		u.drop(ctx, s, "mismatch")
+		return Blob{}, ErrDigestMismatch
+	}
+	return u.commit(ctx, s, d, func() (string, error) { return key, nil })
+}
+
+// hashObject reads an object once.
+func (u *Uploads) hashObject(ctx context.Context, key, algorithm string) (oci.Digest, int64, error) {
+	h, err := oci.NewHash(algorithm)
+	if err != nil {
+		return "", 0, err
+	}
+	object, err := u.store.Open(ctx, key)
+	if err != nil {
+		return "", 0, fmt.Errorf("read back: %w", err)
+	}
+	defer func() { _ = object.Close() }() // only read
+	n, err := io.Copy(h, contextReader{ctx, object})
+	if err != nil {
+		return "", 0, fmt.Errorf("read back: %w", err)
+	}
+	return oci.DigestOf(algorithm, h), n, nil
+}
+
+// contextReader ends reading when ctx does.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r contextReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}

@@ -1,0 +1,162 @@
+package upload
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// intakeChunk is how much is copied aside for the hash at a time. The Writer's own buffer cannot be
+// hashed in parallel: once Read was called again it belongs to the Writer, and to whom it lends it.
+const intakeChunk = 64 << 10
+
+var chunks = sync.Pool{New: func() any { return new([intakeChunk]byte) }}
+
+// intake is the body as the Writer reads it: on the way it is hashed (in parallel with the writing),
+// counted, and cut at the limits.
+type intake struct {
+	ctx     context.Context
+	u       *Uploads
+	s       *session
+	body    io.Reader
+	metered bool
+
+	budget int64 // until the next checkpoint: io.EOF then, err stays nil
+	read   int64 // bytes handed to the Writer in this turn
+	err    error // why no more come; io.EOF at the end of body
+	asked  int64 // bytes since Allow was asked
+
+	chunk   *[intakeChunk]byte
+	filled  int
+	queue   chan filledChunk // nil until there is more than a chunk
+	pending sync.WaitGroup   // chunks in the queue
+}
+
+type filledChunk struct {
+	chunk *[intakeChunk]byte
+	n     int
+}
+
+func newIntake(ctx context.Context, u *Uploads, s *session, body io.Reader, metered bool) *intake {
+	return &intake{ctx: ctx, u: u, s: s, body: body, metered: metered}
+}
+
+func (in *intake) Read(p []byte) (int, error) {
+	if in.err != nil {
+		return 0, in.err
+	}
+	if in.budget == 0 {
+		return 0, io.EOF
+	}
+	switch {
+	case in.s.gone.Load():
+		in.err = ErrUnknown
+	case in.s.stopping.Load():
+		in.err = ErrClosed
+	}
+	if in.err != nil {
+		return 0, in.err
+	}
+	n, err := in.body.Read(p[:min(int64(len(p)), in.budget)])
+	in.budget -= int64(n)
+	in.read += int64(n)
+	in.hash(p[:n])
+	in.err = err
+	if limit := in.meter(n, err != nil); limit != nil {
+		in.err = limit
+	}
+	return n, in.err
+}
+
+const askEvery = 1 << 20
+
+// meter counts n new bytes and asks whether they may be.
+func (in *intake) meter(n int, last bool) error {
+	if !in.metered {
+		return nil
+	}
+	in.asked += int64(n)
+	if n > 0 {
+		in.u.metrics.bytes.Add(float64(n))
+		in.s.active.Store(in.u.now().UnixMilli())
+		if in.s.received.Add(int64(n)) > in.u.cfg.MaxBlobBytes {
+			return fmt.Errorf("%w: more than %d bytes", ErrTooLarge, in.u.cfg.MaxBlobBytes)
+		}
+	}
+	if in.asked == 0 || in.asked < askEvery && !last {
+		return nil
+	}
+	in.asked = 0
+	return in.u.allow(in.ctx, in.s)
+}
+
+// hash copies p aside and lets the hash run over full chunks.
+func (in *intake) hash(p []byte) {
+	for len(p) > 0 {
+		if in.chunk == nil {
+			in.chunk = chunks.Get().(*[intakeChunk]byte) //nolint:errcheck,forcetypeassert // nothing else is put in
+		}
+		n := copy(in.chunk[in.filled:], p)
+		in.filled += n
+		p = p[n:]
+		if in.filled < intakeChunk {
+			return
+		}
+		if in.queue == nil {
+			in.queue = make(chan filledChunk, 1)
+			go in.run(in.queue)
+		}
+		in.pending.Add(1)
+		in.queue <- filledChunk{in.chunk, in.filled}
+		in.chunk, in.filled = nil, 0
+	}
+}
+
+func (in *intake) run(queue <-chan filledChunk) {
+	for c := range queue {
+		in.s.hash.Write(c.chunk[:c.n])
+		chunks.Put(c.chunk)
+		in.pending.Done()
+	}
+}
+
+// settle waits until the hash stands where the reading does.
+func (in *intake) settle() {
+	in.pending.Wait()
+	if in.filled > 0 {
+		in.s.hash.Write(in.chunk[:in.filled])
+		in.filled = 0
+	}
+}
+
+// close ends the parallel hashing; settle came before it, or the hash is thrown away.
+func (in *intake) close() {
+	in.pending.Wait()
+	if in.queue != nil {
+		close(in.queue)
+	}
+	if in.chunk != nil {
+		chunks.Put(in.chunk)
+		in.chunk = nil
+	}
+}
+
+// allow asks the hook whether the owner of s may have what they have in unfinished uploads.
+func (u *Uploads) allow(ctx context.Context, s *session) error {
+	if u.cfg.Allow == nil {
+		return nil
+	}
+	var sum int64
+	u.mu.Lock()
+	for _, other := range u.byID {
+		if other.owner == s.owner {
+			sum += other.received.Load() + other.spooled.Load()
+		}
+	}
+	u.mu.Unlock()
+	if err := u.cfg.Allow(ctx, s.owner, sum); err != nil {
+		return fmt.Errorf("%w: %w", ErrQuota, err)
+	}
+	return nil
+}

@@ -1,0 +1,332 @@
+package upload
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/blobstore"
+	"atcr.io/internal/oci"
+)
+
+// How the bytes of a session come. It is none until the first of them.
+const (
+	modeNone = iota
+	modeStream
+	modeParts
+	modePresigned
+)
+
+// session is one unfinished upload. Whoever holds working owns the fields of the last group.
+type session struct {
+	id         string
+	secretHash [32]byte
+	owner      syntax.DID
+	location   string
+	created    time.Time
+
+	received atomic.Int64 // bytes that arrived, those of a running append included
+	active   atomic.Int64 // when the last of them did, in milliseconds
+	stopping atomic.Bool  // the hold stops: end with ErrClosed, keep what arrived
+	gone     atomic.Bool  // given up: end with ErrUnknown, keep nothing
+
+	mu      sync.Mutex
+	working bool
+	ended   bool // completed or dropped: not in the maps any more
+	mode    int
+	parts   []part
+	spool   map[int]*spooledPart
+
+	spooled   atomic.Int64 // bytes in spool
+	beginning sync.Mutex   // held while a multipart upload is begun
+	algorithm string
+	keyDigest oci.Digest // the final key that the Writer was made for, if any
+	stagedKey string     // where the bytes went to be read back, if they did
+	joined    *joined    // what the storage made of presigned parts, if it did
+	hash      hash.Hash
+	writer    blobstore.Writer
+	offset    int64
+	last      *saved // what the database has; nil: no row yet
+}
+
+// acquire makes the caller the one that works on s. Errors: ErrBusy, ErrUnknown, ErrMixed.
+func (s *session) acquire(mode int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.claimLocked(mode); err != nil {
+		return err
+	}
+	if s.working {
+		return ErrBusy
+	}
+	s.working = true
+	return nil
+}
+
+// claimLocked settles how the bytes come; modeNone claims nothing.
+func (s *session) claimLocked(mode int) error {
+	if s.ended || s.gone.Load() {
+		return ErrUnknown
+	}
+	if mode == modeNone {
+		return nil
+	}
+	if s.mode != modeNone && s.mode != mode {
+		return ErrMixed
+	}
+	s.mode = mode
+	return nil
+}
+
+// release ends what acquire began. Where the session was given up meanwhile, it is cleared away now.
+func (u *Uploads) release(ctx context.Context, s *session) {
+	s.mu.Lock()
+	s.working = false
+	clear := s.gone.Load() && !s.ended
+	if clear {
+		s.working = true
+	}
+	s.mu.Unlock()
+	if clear {
+		u.drop(ctx, s, "aborted")
+	}
+}
+
+// giveUp ends s now, or when whoever works on it notices.
+func (u *Uploads) giveUp(ctx context.Context, s *session, outcome string) {
+	s.gone.Store(true)
+	s.mu.Lock()
+	mine := !s.working && !s.ended
+	if mine {
+		s.working = true
+	}
+	s.mu.Unlock()
+	if mine {
+		u.drop(ctx, s, outcome)
+	}
+}
+
+// ready makes sure that s has a Writer that stands at s.offset, and a row that names what it leaves in the
+// storage: from then on no crash can leave bytes behind that nobody knows of.
+func (u *Uploads) ready(ctx context.Context, s *session) error {
+	if s.writer != nil {
+		return nil
+	}
+	if s.last != nil {
+		w, err := u.store.Resume(ctx, s.last.storeState)
+		if err == nil && w.Size() != s.last.offset {
+			err = errors.Join(fmt.Errorf("the storage has %d bytes, not %d: %w", w.Size(), s.last.offset, blobstore.ErrNotFound), w.Close())
+		}
+		if errors.Is(err, blobstore.ErrNotFound) {
+			u.log.Warn("an upload's bytes are gone from the storage", "upload", s.id, "error", err)
+			u.drop(ctx, s, "lost")
+			return ErrUnknown
+		}
+		if err != nil {
+			return fmt.Errorf("resume upload: %w", err)
+		}
+		s.writer = w
+		return nil
+	}
+	key := ""
+	if s.keyDigest != "" {
+		key = blobstore.BlobKey(s.keyDigest)
+	}
+	w, err := u.store.Create(ctx, key)
+	if err != nil {
+		return fmt.Errorf("begin upload: %w", err)
+	}
+	s.writer = w
+	if s.hash == nil {
+		if s.hash, err = oci.NewHash(s.algorithm); err != nil {
+			return err
+		}
+	}
+	return u.persist(ctx, s, nil)
+}
+
+// persist makes what arrived outlive the process. After an error s stands where it last did.
+func (u *Uploads) persist(ctx context.Context, s *session, finished *part) error {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	next := saved{offset: s.offset}
+	var err error
+	if next.storeState, err = s.writer.State(ctx); err == nil {
+		next.hashState, err = hashState(s.hash)
+	}
+	if err == nil {
+		err = u.save(ctx, s, next, finished)
+	}
+	if err != nil {
+		if s.last == nil && next.storeState != nil {
+			err = errors.Join(err, s.writer.Close(), u.store.Discard(ctx, next.storeState))
+			s.writer = nil
+		}
+		u.suspend(s)
+		return fmt.Errorf("keep upload: %w", err)
+	}
+	s.last = &next
+	return nil
+}
+
+// suspend puts s back to what the database has of it.
+func (u *Uploads) suspend(s *session) {
+	if s.writer != nil {
+		if err := s.writer.Close(); err != nil {
+			u.log.Warn("close an upload's writer", "upload", s.id, "error", err)
+		}
+		s.writer = nil
+	}
+	s.hash, s.offset = nil, 0
+	if s.last != nil {
+		h, err := restoreHash(s.algorithm, s.last.hashState)
+		if err != nil {
+			u.log.Error("restore an upload's hash", "upload", s.id, "error", err)
+			s.gone.Store(true) // it would never match
+			return
+		}
+		s.hash, s.offset = h, s.last.offset
+	}
+	s.received.Store(s.offset)
+}
+
+// append takes all of body. On an error of body what came before it is taken (and not yet persisted); on
+// any other s stands where it last did.
+func (u *Uploads) append(ctx context.Context, s *session, body io.Reader, options appendOptions) error {
+	if err := u.ready(ctx, s); err != nil {
+		return err
+	}
+	in := newIntake(ctx, u, s, body, options.metered)
+	defer in.close()
+	for {
+		in.budget = u.checkpoint
+		taken, err := s.writer.ReadFrom(in)
+		in.settle()
+		if err == nil && in.err != nil && in.err != io.EOF {
+			err = in.err
+		}
+		bodyErr := in.err != nil && in.err != io.EOF && errors.Is(err, in.err)
+		if taken != in.read && (err == nil || bodyErr) {
+			err, bodyErr = fmt.Errorf("the storage took %d bytes of %d: %w", taken, in.read, err), false
+		}
+		if err != nil && !bodyErr {
+			u.suspend(s)
+			return fmt.Errorf("store upload: %w", err)
+		}
+		s.offset += taken
+		in.read = 0
+		switch {
+		case in.err == io.EOF:
+			return nil
+		case in.err != nil:
+			return in.err
+		}
+		if options.checkpoints {
+			if err := u.persist(ctx, s, nil); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+type appendOptions struct {
+	metered     bool // the bytes are new: ask the quota, count them
+	checkpoints bool // persist in between; a part that breaks off is undone instead
+}
+
+// cut tells whether err is one after which an upload is not kept.
+func cut(err error) bool { return errors.Is(err, ErrQuota) || errors.Is(err, ErrTooLarge) }
+
+// drop ends s and frees what it has. The caller works on s. What cannot be freed now is freed by Sweep.
+func (u *Uploads) drop(ctx context.Context, s *session, outcome string) {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	s.gone.Store(true)
+	if !u.forget(s) {
+		return
+	}
+	u.metrics.finished.WithLabelValues(outcome).Inc()
+	if s.writer != nil && s.last != nil {
+		if state, err := s.writer.State(ctx); err == nil { // newer than the row's: it may name more
+			s.last.storeState = state
+		}
+	}
+	u.releaseFiles(s)
+	if s.last == nil {
+		return
+	}
+	err := u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE upload SET ended_at = ?, digest = '', store_state = ?, staged_key = ? WHERE id = ?`,
+			u.now().UnixMilli(), s.last.storeState, s.stagedKey, s.id)
+		return err
+	})
+	if err == nil {
+		err = u.clear(ctx, s.id, s.last.storeState, s.stagedKey, true)
+	}
+	if err != nil {
+		u.log.Warn("an upload's bytes are not freed yet", "upload", s.id, "error", err)
+	}
+}
+
+// forget takes s out of the maps; false: somebody did before.
+func (u *Uploads) forget(s *session) bool {
+	s.mu.Lock()
+	before := s.ended
+	s.ended = true
+	s.mu.Unlock()
+	u.mu.Lock()
+	delete(u.byID, s.id)
+	delete(u.bySecret, s.secretHash)
+	u.mu.Unlock()
+	return !before
+}
+
+// clear frees what an ended upload left in the storage, then its row (or only the row's memory of it).
+func (u *Uploads) clear(ctx context.Context, id string, state []byte, stagedKey string, row bool) error {
+	if len(state) > 0 {
+		if err := u.store.Discard(ctx, state); err != nil {
+			return fmt.Errorf("discard: %w", err)
+		}
+	}
+	if stagedKey != "" {
+		if err := u.store.Delete(ctx, stagedKey); err != nil {
+			return fmt.Errorf("delete: %w", err)
+		}
+	}
+	return u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+		query := `UPDATE upload SET store_state = NULL, staged_key = '' WHERE id = ?`
+		if row {
+			query = `DELETE FROM upload WHERE id = ?`
+		}
+		_, err := tx.ExecContext(ctx, query, id)
+		return err
+	})
+}
+
+// releaseFiles gives back what s holds in this process.
+func (u *Uploads) releaseFiles(s *session) {
+	if s.writer != nil {
+		_ = s.writer.Close() // what it holds is in the row, or to be discarded
+		s.writer = nil
+	}
+	s.mu.Lock()
+	var waiting []spooledPart
+	for number, p := range s.spool {
+		if p.file != nil { // one that is arriving is cleared away by whom it came to
+			waiting = append(waiting, *p)
+			delete(s.spool, number)
+		}
+	}
+	s.mu.Unlock()
+	for _, p := range waiting {
+		u.unspool(s, p)
+	}
+}

@@ -1,0 +1,163 @@
+package upload
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+func (u *Uploads) sweepLoop(ctx context.Context) {
+	tick := time.NewTicker(u.cfg.SweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := u.Sweep(ctx); err != nil && ctx.Err() == nil {
+			u.log.Warn("sweep uploads", "error", err)
+		}
+	}
+}
+
+// expired tells whether s has come to its age.
+func (u *Uploads) expired(s *session) bool {
+	now := u.now()
+	if now.Sub(s.created) > OpenFor {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	streamed := s.mode == modeNone || s.mode == modeStream
+	return streamed && !s.working && now.Sub(time.UnixMilli(s.active.Load())) > IdleFor
+}
+
+// Sweep ends uploads that were left unfinished, frees what earlier ones left in the storage, and gives
+// back the files of those that pause. It runs by itself; calling it is always safe.
+func (u *Uploads) Sweep(ctx context.Context) error {
+	u.mu.Lock()
+	sessions := u.sessionsLocked()
+	u.mu.Unlock()
+	for _, s := range sessions {
+		if u.expired(s) {
+			u.giveUp(ctx, s, "expired")
+			continue
+		}
+		u.rest(ctx, s)
+	}
+	return errors.Join(u.clearEnded(ctx), u.expireUnverified(ctx), u.collectGarbage(ctx))
+}
+
+// rest closes the Writer of an upload that pauses; it is resumed when bytes come.
+func (u *Uploads) rest(ctx context.Context, s *session) {
+	if u.now().Sub(time.UnixMilli(s.active.Load())) < idleWriterFor || s.acquire(modeNone) != nil {
+		return
+	}
+	defer u.release(ctx, s)
+	if s.writer != nil {
+		u.suspend(s)
+	}
+}
+
+// clearEnded frees what could not be freed when its upload ended, and forgets those that are long over.
+func (u *Uploads) clearEnded(ctx context.Context) error {
+	type row struct {
+		id, stagedKey, digest string
+		state                 []byte
+	}
+	old := u.now().Add(-RememberFor).UnixMilli()
+	rows, err := u.db.Reader().QueryContext(ctx, `SELECT id, staged_key, digest, store_state FROM upload WHERE ended_at IS NOT NULL
+		AND (store_state IS NOT NULL OR staged_key <> '' OR digest = '' OR ended_at < ?)`, old)
+	if err != nil {
+		return err
+	}
+	var all []row
+	for rows.Next() {
+		var r row
+		if err := rows.Scan(&r.id, &r.stagedKey, &r.digest, &r.state); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		all = append(all, r)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range all {
+		if err := u.clear(ctx, r.id, r.state, r.stagedKey, r.digest == ""); err != nil {
+			errs = append(errs, fmt.Errorf("free upload %s: %w", r.id, err))
+		}
+	}
+	if len(all) > 0 {
+		errs = append(errs, u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, `DELETE FROM upload WHERE ended_at < ? AND store_state IS NULL AND staged_key = ''`, old)
+			return err
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// expireUnverified removes what could not be verified in all its time.
+func (u *Uploads) expireUnverified(ctx context.Context) error {
+	rows, err := u.ids(ctx, `SELECT id FROM blob WHERE verified = 0 AND created_at < ?`, u.now().Add(-UnverifiedFor).UnixMilli())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, row := range rows {
+		blob, err := u.unverified(ctx, row)
+		if errors.Is(err, ErrNoBlob) {
+			continue
+		}
+		if err == nil {
+			err = u.reject(ctx, row, blob)
+		}
+		if err != nil && !errors.Is(err, errReplaced) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (u *Uploads) addGarbage(ctx context.Context, tx *sql.Tx, key string) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO blob_garbage (key, created_at) VALUES (?,?) ON CONFLICT DO NOTHING`,
+		key, u.now().UnixMilli())
+	return err
+}
+
+// collectGarbage deletes the objects that no row names any more.
+func (u *Uploads) collectGarbage(ctx context.Context) error {
+	rows, err := u.db.Reader().QueryContext(ctx, `SELECT key FROM blob_garbage g
+		WHERE NOT EXISTS (SELECT 1 FROM blob b WHERE b.key = g.key)`)
+	if err != nil {
+		return err
+	}
+	var keys []string
+	for rows.Next() {
+		var key string
+		if err := rows.Scan(&key); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		keys = append(keys, key)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	var errs []error
+	for _, key := range keys {
+		err := u.store.Delete(ctx, key)
+		if err == nil {
+			err = u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, `DELETE FROM blob_garbage WHERE key = ?`, key)
+				return err
+			})
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("delete %s: %w", key, err))
+		}
+	}
+	return errors.Join(errs...)
+}

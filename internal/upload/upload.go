@@ -1,0 +1,319 @@
+// Package upload takes bytes in and knows which blobs a hold has: upload sessions (streamed, in parts
+// through the hold, or in parts straight to the storage), the running hash, completion, expiry, and the
+// blob index.
+//
+// It owns the rule that a digest is readable only after the hold itself hashed its bytes, and the order
+// in which bytes, pointer and index row become durable. It refuses to own permissions, quotas (a hook
+// asks the wiring) and where the bytes lie: that is blobstore's.
+package upload
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"atcr.io/internal/blobstore"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/sqldb"
+)
+
+// The errors that callers translate. Storage errors (blobstore.ErrNoSpace above all) pass as they are.
+var (
+	// ErrUnknown: no such upload, or somebody else's: the two are not told apart.
+	ErrUnknown = errors.New("no such upload")
+	// ErrRange: the bytes do not begin where the upload stands; the error is a *RangeError.
+	ErrRange = errors.New("the bytes do not begin where the upload stands")
+	// ErrDigestMismatch: the bytes have another digest than the one named; they were thrown away.
+	ErrDigestMismatch = errors.New("the bytes do not have that digest")
+	// ErrAlgorithm: the digest's algorithm was not announced and the upload is too large to be read again.
+	ErrAlgorithm = errors.New("the digest algorithm was not announced")
+	// ErrMissingParts: the parts named at completion are not those that arrived.
+	ErrMissingParts = errors.New("the parts named are not those that arrived")
+	// ErrPartNumber: a part number that cannot be taken (now); mostly a *PartNumberError.
+	ErrPartNumber = errors.New("the part number cannot be taken")
+	// ErrPartDiffers: a part was sent again with other bytes.
+	ErrPartDiffers = errors.New("the part was sent before with other bytes")
+	// ErrMixed: an upload goes by its URL, by parts, or by presigned parts, never by two of them.
+	ErrMixed = errors.New("the upload was begun in another way")
+	// ErrNoPresign: the storage cannot take parts directly, or must not.
+	ErrNoPresign = errors.New("the storage takes no presigned parts")
+	// ErrQuota: the hook refused more bytes; the upload is gone.
+	ErrQuota = errors.New("the quota is used up")
+	// ErrTooLarge: more than Config.MaxBlobBytes; the upload is gone.
+	ErrTooLarge = errors.New("the blob is too large")
+	// ErrTooManyOpen: too many unfinished uploads, of this owner or in all.
+	ErrTooManyOpen = errors.New("too many uploads are open")
+	// ErrBusy: the upload is being written to by another request.
+	ErrBusy = errors.New("the upload is busy")
+	// ErrInvalid: options that Begin does not take.
+	ErrInvalid = errors.New("the upload cannot be begun so")
+	// ErrClosed: the hold is stopping; the upload can be resumed after its restart.
+	ErrClosed = errors.New("the hold is stopping")
+	// ErrNoBlob: the index has no such blob that this viewer may see.
+	ErrNoBlob = errors.New("no such blob")
+)
+
+// RangeError is ErrRange with the offset at which the upload stands.
+type RangeError struct{ Offset int64 }
+
+func (e *RangeError) Error() string {
+	return fmt.Sprintf("the upload stands at byte %d: go on from there", e.Offset)
+}
+
+// Is makes it an ErrRange.
+func (e *RangeError) Is(target error) bool { return target == ErrRange }
+
+// PartNumberError is ErrPartNumber with the number that is expected next.
+type PartNumberError struct{ Next int }
+
+func (e *PartNumberError) Error() string {
+	return fmt.Sprintf("send parts in order: next is %d", e.Next)
+}
+
+// Is makes it an ErrPartNumber.
+func (e *PartNumberError) Is(target error) bool { return target == ErrPartNumber }
+
+// The ages at which things end.
+const (
+	// OpenFor is how long an upload may take.
+	OpenFor = 24 * time.Hour
+	// IdleFor is how long an upload that is streamed may go without bytes.
+	IdleFor = time.Hour
+	// RememberFor is how long a finished upload answers again with the same result.
+	RememberFor = 24 * time.Hour
+	// UnverifiedFor is how long a blob may stay unverified.
+	UnverifiedFor = 48 * time.Hour
+)
+
+const (
+	maxPartNumber     = 10_000
+	maxSpoolParts     = 32        // a session's parts ahead of their turn
+	maxSpoolBytes     = 256 << 20 // a session's
+	maxSpoolTotal     = 1 << 30   // of all sessions
+	maxReadBackBytes  = 64 << 20  // hashed again when sha512 shows only at the end
+	maxInlineBytes    = 32 << 20  // presigned uploads up to this are hashed in the request
+	maxLocationBytes  = 2048
+	checkpointBytes   = 256 << 20 // a crash costs a stream at most this much
+	cachedBlobs       = 8192
+	idleWriterFor     = time.Minute // then its file or buffers are given back
+	detachedFor       = 2 * time.Minute
+	verifyRetryPause  = time.Minute
+	touchEvery        = time.Hour
+	partURLValid      = time.Hour
+	emptySessionGrace = 5 * time.Minute
+)
+
+// Config is what Open needs. Zero limits mean their defaults.
+type Config struct {
+	DB     *sqldb.DB
+	Store  blobstore.Store
+	Logger *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// Metrics may be nil.
+	Metrics prometheus.Registerer
+	// Allow says whether owner may have bytes in unfinished uploads beside what the index says they
+	// uploaded (see Usage). It is asked as bytes arrive, at least once a MiB, so it must be quick. An error
+	// cuts the upload with ErrQuota; its text reaches the owner. nil allows everything.
+	Allow func(ctx context.Context, owner syntax.DID, bytes int64) error
+	// NoPresign keeps every byte passing through the hold, whatever the storage can.
+	NoPresign bool
+	// SpoolDir is where parts ahead of their turn wait, in files without a name; "" means the system's.
+	SpoolDir string
+	// MaxOpenPerOwner (100) and MaxOpen (1,000) bound unfinished uploads.
+	MaxOpenPerOwner int
+	MaxOpen         int
+	// MaxBlobBytes (256 GiB) bounds one blob.
+	MaxBlobBytes int64
+	// SweepEvery (1 min) is the pause between two rounds of Sweep.
+	SweepEvery time.Duration
+}
+
+// database is what of *sqldb.DB is used; tests put faults in front of it.
+type database interface {
+	Write(ctx context.Context, fn func(tx *sql.Tx) error) error
+	WriteRelaxed(ctx context.Context, fn func(tx *sql.Tx) error) error
+	Reader() *sql.DB
+}
+
+// Uploads has the upload sessions and the blob index of one hold. Safe for concurrent use.
+type Uploads struct {
+	cfg     Config
+	db      database
+	store   blobstore.Store
+	log     *slog.Logger
+	now     func() time.Time
+	metrics *metrics
+	cache   *lru.Cache[oci.Digest, Blob] // verified rows alone
+	digests keyedLock
+
+	mu        sync.Mutex
+	byID      map[string]*session
+	bySecret  map[[32]byte]*session
+	verifying map[int64]bool // rows of blob that are being hashed
+	spooled   int64          // bytes in spool files
+	closing   bool
+
+	inflight   sync.WaitGroup
+	workers    sync.WaitGroup
+	stop       context.CancelFunc
+	wakeVerify chan struct{}
+	checkpoint int64
+	inline     int64
+}
+
+// Open migrates the tables, takes up the unfinished uploads of an earlier process, and starts the
+// background work: expiry and the verification of presigned uploads. ctx bounds the opening alone.
+func Open(ctx context.Context, cfg Config) (*Uploads, error) {
+	if err := cfg.DB.Migrate(ctx, "upload", migrations); err != nil {
+		return nil, err
+	}
+	return open(ctx, cfg, cfg.DB)
+}
+
+func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
+	setDefault(&cfg.MaxOpenPerOwner, 100)
+	setDefault(&cfg.MaxOpen, 1000)
+	setDefault(&cfg.MaxBlobBytes, 256<<30)
+	setDefault(&cfg.SweepEvery, time.Minute)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.SpoolDir == "" {
+		cfg.SpoolDir = os.TempDir()
+	}
+	cache, err := lru.New[oci.Digest, Blob](cachedBlobs)
+	if err != nil {
+		return nil, err
+	}
+	u := &Uploads{
+		cfg: cfg, db: db, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cache: cache,
+		byID: map[string]*session{}, bySecret: map[[32]byte]*session{}, verifying: map[int64]bool{},
+		wakeVerify: make(chan struct{}, 1), checkpoint: checkpointBytes, inline: maxInlineBytes,
+	}
+	if err := u.loadSessions(ctx); err != nil {
+		return nil, fmt.Errorf("load unfinished uploads: %w", err)
+	}
+	u.metrics = newMetrics(cfg.Metrics, u.countOpen)
+	background, stop := context.WithCancel(context.Background())
+	u.stop = stop
+	u.workers.Go(func() { u.sweepLoop(background) })
+	u.workers.Go(func() { u.verifyLoop(background) })
+	return u, nil
+}
+
+func setDefault[T int | int64 | time.Duration](v *T, def T) {
+	if *v <= 0 {
+		*v = def
+	}
+}
+
+// Close ends the background work, lets running calls keep what arrived (their bodies end with ErrClosed),
+// and gives the files back. Unfinished uploads can be resumed by the next Open. Errors: ctx's.
+func (u *Uploads) Close(ctx context.Context) error {
+	u.mu.Lock()
+	u.closing = true
+	sessions := u.sessionsLocked()
+	u.mu.Unlock()
+	u.stop()
+	for _, s := range sessions {
+		s.stopping.Store(true)
+	}
+	done := make(chan struct{})
+	go func() {
+		u.inflight.Wait()
+		u.workers.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return fmt.Errorf("close uploads: %w", ctx.Err())
+	}
+	for _, s := range sessions {
+		u.releaseFiles(s)
+	}
+	return nil
+}
+
+// enter counts a call as running, so that Close waits for it.
+func (u *Uploads) enter() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closing {
+		return ErrClosed
+	}
+	u.inflight.Add(1)
+	return nil
+}
+
+func (u *Uploads) sessionsLocked() []*session {
+	all := make([]*session, 0, len(u.byID))
+	for _, s := range u.byID {
+		all = append(all, s)
+	}
+	return all
+}
+
+func (u *Uploads) countOpen() float64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return float64(len(u.byID))
+}
+
+// detached is a context for what must be finished although the client may be gone.
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), detachedFor)
+}
+
+// keyedLock is one mutex a digest.
+type keyedLock struct {
+	mu   sync.Mutex
+	held map[oci.Digest]*keyedEntry
+}
+
+type keyedEntry struct {
+	turn chan struct{}
+	refs int
+}
+
+// lock waits for d and returns what releases it. Errors: ctx's.
+func (k *keyedLock) lock(ctx context.Context, d oci.Digest) (func(), error) {
+	k.mu.Lock()
+	if k.held == nil {
+		k.held = map[oci.Digest]*keyedEntry{}
+	}
+	e := k.held[d]
+	if e == nil {
+		e = &keyedEntry{turn: make(chan struct{}, 1)}
+		k.held[d] = e
+	}
+	e.refs++
+	k.mu.Unlock()
+	leave := func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if e.refs--; e.refs == 0 {
+			delete(k.held, d)
+		}
+	}
+	select {
+	case e.turn <- struct{}{}:
+		return func() { <-e.turn; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}
