@@ -1,0 +1,105 @@
+package components
+
+import (
+	"bufio"
+	"context"
+	_ "embed" // start.mjs
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+
+	"atcr.io/test/components/toolbox"
+)
+
+//go:embed devnet/start.mjs
+var startDevnet string
+
+// PDS is a running reference PDS (@atproto/pds) beside a did:plc directory of its own.
+type PDS struct {
+	URL      string    // http://localhost:PORT
+	DID      string    // did:web:localhost%3APORT
+	PLCURL   string    // http://localhost:PORT
+	Accounts []Account // in the order of the handles given
+}
+
+// Account is a person at a PDS.
+type Account struct {
+	Handle, DID string
+	Password    string // the main password
+	AppPassword string
+}
+
+// StartReferencePDS starts a PDS and a PLC directory, and makes an account a handle, which must end in .test.
+// The PDS resolves its own handles (com.atproto.identity.resolveHandle), reaches loopback addresses, has no
+// rate limits, and signs service tokens for the audience did:web:localhost%3APORT but not for 127.0.0.1.
+func StartReferencePDS(tb TB, handles ...string) *PDS {
+	tb.Helper()
+	dir, err := toolbox.Devnet()
+	if err != nil {
+		tb.Fatalf("components: %v", err)
+	}
+	var settings struct {
+		PDSPort  int               `json:"pdsPort"`
+		PLCPort  int               `json:"plcPort"`
+		Data     string            `json:"data"`
+		Accounts []json.RawMessage `json:"accounts"`
+	}
+	settings.PDSPort, settings.PLCPort, settings.Data = FreePort(tb), FreePort(tb), tb.TempDir()
+	for _, handle := range handles {
+		settings.Accounts = append(settings.Accounts, fmt.Appendf(nil, `{"handle":%q,"password":%q}`, handle, "main-password-of-"+handle))
+	}
+	raw, err := json.Marshal(settings)
+	if err != nil {
+		tb.Fatalf("components: %v", err)
+	}
+
+	// A script from the command line finds its packages from the working directory.
+	cmd := exec.Command(Path(tb, "node"), "--input-type=module", "--eval", startDevnet)
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + settings.Data}
+	stdin, err := cmd.StdinPipe() // open until the end: see start.mjs
+	if err != nil {
+		tb.Fatalf("components: %v", err)
+	}
+	stdout, answer := io.Pipe()
+	cmd.Stdout = answer
+	tb.Cleanup(func() { _ = answer.Close() }) // never fails
+	p := start(tb, "the reference PDS", cmd)
+	if _, err := stdin.Write(append(raw, '\n')); err != nil {
+		tb.Fatalf("components: %v\n%s", err, p.output.tail())
+	}
+	var pds PDS
+	if err := json.Unmarshal(p.line(tb, stdout), &pds); err != nil {
+		tb.Fatalf("components: the reference PDS: %v", err)
+	}
+	return &pds
+}
+
+// line waits for the first line of a server's standard output, and keeps that from filling up after it.
+func (p *process) line(tb TB, stdout io.Reader) []byte {
+	tb.Helper()
+	lines := make(chan []byte, 1)
+	go func() {
+		r := bufio.NewReader(stdout)
+		line, err := r.ReadBytes('\n')
+		if err == nil {
+			lines <- line
+		}
+		_, _ = io.Copy(io.Discard, r) // nobody reads the rest
+	}()
+	ctx, cancel := context.WithTimeout(tb.Context(), startTimeout)
+	defer cancel()
+	start := time.Now()
+	select {
+	case line := <-lines:
+		return line
+	case <-p.exited:
+		tb.Fatalf("components: %s ended at start:\n%s", p.name, p.output.tail())
+	case <-ctx.Done():
+		tb.Fatalf("components: %s is not ready after %s:\n%s", p.name, time.Since(start).Round(time.Second), p.output.tail())
+	}
+	return nil
+}

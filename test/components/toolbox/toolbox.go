@@ -1,0 +1,157 @@
+// Package toolbox owns the one list of servers and clients, written by others, that the tests run against:
+// which version, how it is installed, and where it lies. It refuses to know how any of them is started.
+//
+// What can be is kept under .cache/components, each in a folder with its version in the name; container
+// clients that exist only as Debian packages stay where Debian puts them. It uses the standard library alone,
+// so that installing starts before the project's own modules are there.
+package toolbox
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+)
+
+// module is a program that `go install` builds. The sum is that of its module's zip, whose go.mod fixes the
+// versions of everything that it is built from.
+type module struct {
+	name, path, pkg, version, sum string
+}
+
+var modules = []module{
+	{"crane", "github.com/google/go-containerregistry", "/cmd/crane", "v0.22.1", "h1:RZuuSYhTvlDvtsK+NkutoCZ//C0X2ebLK8X8l3ULs84="},
+	{"regctl", "github.com/regclient/regclient", "/cmd/regctl", "v0.11.7", "h1:Jsjlnd0ZQ2Blh0vaJtxJ0pU549VajvZ6BTL/4R7noMo="},
+	{"versitygw", "github.com/versity/versitygw", "/cmd/versitygw", "v1.8.0", "h1:au+wI+aybno/STsQiSm35Uu6Q6iK5MWReQxgO6SEMFc="},
+	{"registry", "github.com/distribution/distribution/v3", "/cmd/registry", "v3.1.2", "h1:/Bv2YIqqSR00HiO49FT93hovy6r9IlrzwUDsJjCN5qg="},
+	{"golangci-lint", "github.com/golangci/golangci-lint/v2", "/cmd/golangci-lint", "v2.15.0", "h1:w94zf8HAYI7hm3164kwKsvZRuqXvY+YxeFoTbu1OLg8="},
+}
+
+// debian names the packages that bring a program. C and C++ compilers are for the race detector and for the
+// one npm package that is compiled (better-sqlite3).
+var debian = map[string][]string{
+	"containerd": {"containerd"},
+	"docker":     {"docker.io"},
+	"dockerd":    {"docker.io"},
+	"g++":        {"g++", "libc6-dev"},
+	"gcc":        {"gcc", "libc6-dev"},
+	"iptables":   {"iptables"},
+	"make":       {"make"},
+	"npm":        {"nodejs", "npm"},
+	"python3":    {"python3"},
+	"runc":       {"runc"},
+	"skopeo":     {"skopeo"},
+	"strace":     {"strace"},
+}
+
+// needs are the programs that another component is built or run with.
+var needs = map[string][]string{
+	"devnet":  {"npm", "gcc", "g++", "make", "python3"},
+	"dockerd": {"docker", "containerd", "runc", "iptables"},
+}
+
+// Default is what `make test` and `make bench` need: everything but the linter.
+func Default() []string {
+	return []string{"gcc", "skopeo", "dockerd", "strace", "devnet", "crane", "regctl", "versitygw", "registry"}
+}
+
+const nodeVersion = "22.23.3"
+
+// ErrMissing is a component that is not installed.
+var ErrMissing = errors.New("not installed: run `make components`")
+
+// Path is where a component's program lies: a name of Default but devnet and golangci-lint, or "node".
+// Errors: ErrMissing.
+func Path(name string) (string, error) {
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	path := ""
+	switch i := slices.IndexFunc(modules, func(m module) bool { return m.name == name }); {
+	case i >= 0:
+		path = filepath.Join(modules[i].dir(cache), name)
+	case name == "node":
+		path = filepath.Join(nodeDir(cache), "bin", "node")
+	case debian[name] != nil:
+		// Debian's own first: another docker on the PATH may be of another version than the daemon.
+		for _, dir := range append([]string{"/usr/bin", "/usr/sbin"}, filepath.SplitList(os.Getenv("PATH"))...) {
+			if _, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+				return filepath.Join(dir, name), nil
+			}
+		}
+	default:
+		return "", fmt.Errorf("%s is no component", name)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("%s: %w", name, ErrMissing)
+	}
+	return path, nil
+}
+
+// Devnet is the folder from which Node finds the packages of devnet/package.json.
+// Errors: ErrMissing.
+func Devnet() (string, error) {
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir, err := devnetDir(cache)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return "", fmt.Errorf("devnet: %w", ErrMissing)
+	}
+	return dir, nil
+}
+
+func (m module) dir(cache string) string { return filepath.Join(cache, m.name+"@"+m.version) }
+
+func nodePackage() string {
+	arch := map[string]string{"amd64": "x64"}[runtime.GOARCH]
+	if arch == "" {
+		arch = runtime.GOARCH
+	}
+	return "node-" + runtime.GOOS + "-" + arch
+}
+
+func nodeDir(cache string) string {
+	return filepath.Join(cache, "node@"+nodeVersion, "node_modules", nodePackage())
+}
+
+// devnetSources is the project's folder with package.json and package-lock.json.
+func devnetSources(cache string) string {
+	return filepath.Join(cache, "..", "..", "test", "components", "devnet")
+}
+
+// devnetDir is named after the lock file, so that a changed one is installed anew.
+func devnetDir(cache string) (string, error) {
+	lock, err := os.ReadFile(filepath.Join(devnetSources(cache), "package-lock.json"))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(cache, fmt.Sprintf("devnet@%.6x", sha256.Sum256(append(lock, nodeVersion...)))), nil
+}
+
+// cacheDir is .cache/components of the checkout that holds the working directory.
+func cacheDir() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "test", "components", "toolbox")); err == nil {
+			return filepath.Join(dir, ".cache", "components"), nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("the working directory is not inside a checkout of the project")
+		}
+		dir = parent
+	}
+}
