@@ -56,6 +56,9 @@ func (u *Uploads) finishStream(ctx context.Context, secret string, d oci.Digest,
 		return Blob{}, "", err
 	}
 	blob, err := u.complete(ctx, s, d)
+	if err != nil && s.writer != nil && s.last.offset != s.offset {
+		err = errors.Join(err, u.persist(ctx, s, nil)) // it can be finished later
+	}
 	return blob, s.location, err
 }
 
@@ -130,12 +133,29 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 		return u.endSession(ctx, tx, s, d, there)
 	})
 	if err != nil {
-		u.suspend(s)
-		return Blob{}, fmt.Errorf("record blob: %w", err)
+		if err = u.completed(ctx, s, d, err); err != nil {
+			u.suspend(s)
+			return Blob{}, fmt.Errorf("record blob: %w", err)
+		}
 	}
 	u.cache.Add(d, blob)
 	u.finished(ctx, s, there)
 	return blob, nil
+}
+
+// completed finds out whether a completion that answered writeErr is in the database all the same. nil: it is.
+func (u *Uploads) completed(ctx context.Context, s *session, d oci.Digest, writeErr error) error {
+	var ended sql.NullInt64
+	var digest string
+	err := u.db.Reader().QueryRowContext(ctx, `SELECT ended_at, digest FROM upload WHERE id = ?`, s.id).Scan(&ended, &digest)
+	switch {
+	case err != nil:
+		u.abandon(s)
+		return errors.Join(writeErr, err)
+	case ended.Valid && digest == d.String():
+		return nil
+	}
+	return writeErr
 }
 
 // standing is the verified blob d, where its object is there as well. One without is replaced.

@@ -3,7 +3,6 @@ package upload
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -223,5 +222,5 @@ var translations = []struct {
 	{ErrClosed, *oci.Unavailable(http.StatusServiceUnavailable, nil, "the hold is restarting: go on in a moment")},
 	{blobstore.ErrNoSpace, *oci.Unavailable(http.StatusInsufficientStorage, nil, "the hold's storage is full: tell its owner")},
 	{httpx.ErrTooSlow, oci.Error{Code: oci.CodeBlobUploadInvalid, Status: http.StatusRequestTimeout, Message: "the bytes came too slowly; what came is kept"}},
-	{io.ErrUnexpectedEOF, oci.Error{Code: oci.CodeBlobUploadInvalid, Message: "the bytes broke off; what came is kept"}},
+	{ErrBrokenOff, oci.Error{Code: oci.CodeBlobUploadInvalid, Message: "the bytes broke off; what came is kept"}},
 }

@@ -62,7 +62,9 @@ func (in *intake) Read(p []byte) (int, error) {
 	in.budget -= int64(n)
 	in.read += int64(n)
 	in.hash(p[:n])
-	in.err = err
+	if in.err = err; err != nil && err != io.EOF { //nolint:errorlint // io.Reader's own word
+		in.err = fmt.Errorf("%w: %w", ErrBrokenOff, err)
+	}
 	if limit := in.meter(n, err != nil); limit != nil {
 		in.err = limit
 	}

@@ -78,7 +78,9 @@ func (u *Uploads) multipart(ctx context.Context, s *session, store blobstore.Mul
 	}
 	next := saved{storeState: state}
 	if err := u.save(ctx, s, next, nil); err != nil {
-		return nil, errors.Join(fmt.Errorf("keep upload: %w", err), u.store.Discard(ctx, state))
+		if err = u.outcome(ctx, s, next, err); err != nil {
+			return nil, errors.Join(fmt.Errorf("keep upload: %w", err), u.store.Discard(ctx, state))
+		}
 	}
 	s.last = &next
 	return state, nil
@@ -101,6 +103,7 @@ func (u *Uploads) completePresigned(ctx context.Context, s *session, d oci.Diges
 		return Blob{}, err
 	case err != nil:
 		u.log.Warn("a presigned upload is verified later", "digest", d.String(), "error", err)
+		u.wake()
 		return blob, nil
 	}
 	return u.Stat(ctx, d, s.owner)
@@ -139,6 +142,9 @@ func (u *Uploads) joinParts(ctx context.Context, s *session, d oci.Digest, parts
 	blob := Blob{Digest: d, Size: s.joined.size, Key: s.joined.key, Owner: s.owner, CreatedAt: now, TouchedAt: now}
 	row, err := u.recordUnverified(ctx, s, blob)
 	if err != nil {
+		err = u.completed(ctx, s, d, err)
+	}
+	if err != nil {
 		return Blob{}, 0, fmt.Errorf("record blob: %w", err)
 	}
 	u.forget(s)
@@ -162,7 +168,7 @@ func (u *Uploads) recordUnverified(ctx context.Context, s *session, b Blob) (row
 		return 0, err
 	}
 	defer unlock()
-	return row, u.db.Write(ctx, func(tx *sql.Tx) error {
+	err = u.db.Write(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO blob_garbage (key, created_at)
 			SELECT key, ? FROM blob WHERE digest = ? AND uploader = ? AND verified = 0 AND key <> ? ON CONFLICT DO NOTHING`,
 			b.CreatedAt.UnixMilli(), b.Digest.String(), b.Owner.String(), b.Key)
@@ -184,4 +190,5 @@ func (u *Uploads) recordUnverified(ctx context.Context, s *session, b Blob) (row
 		}
 		return u.endSession(ctx, tx, s, b.Digest, false)
 	})
+	return row, err
 }

@@ -44,6 +44,12 @@ CREATE TABLE blob_garbage (
 	key        TEXT    PRIMARY KEY,
 	created_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE blob_found (
+	key      TEXT    PRIMARY KEY,
+	size     INTEGER NOT NULL,
+	digest   TEXT    NOT NULL,
+	uploader TEXT    NOT NULL
+) STRICT, WITHOUT ROWID;
 CREATE TABLE upload (
 	id          TEXT    PRIMARY KEY,
 	secret_hash BLOB    NOT NULL UNIQUE,

@@ -1,6 +1,7 @@
 package upload
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -79,10 +80,13 @@ func (s *session) claimLocked(mode int) error {
 	if mode == modeNone {
 		return nil
 	}
-	if s.mode != modeNone && s.mode != mode {
+	switch s.mode {
+	case modeNone:
+		s.mode = mode
+	case mode: // not written again: whoever works on s reads it
+	default:
 		return ErrMixed
 	}
-	s.mode = mode
 	return nil
 }
 
@@ -163,7 +167,9 @@ func (u *Uploads) persist(ctx context.Context, s *session, finished *part) error
 		next.hashState, err = hashState(s.hash)
 	}
 	if err == nil {
-		err = u.save(ctx, s, next, finished)
+		if err = u.save(ctx, s, next, finished); err != nil {
+			err = u.outcome(ctx, s, next, err)
+		}
 	}
 	if err != nil {
 		if s.last == nil && next.storeState != nil {
@@ -175,6 +181,31 @@ func (u *Uploads) persist(ctx context.Context, s *session, finished *part) error
 	}
 	s.last = &next
 	return nil
+}
+
+// outcome finds out whether a write that answered saveErr is in the database all the same, since a
+// transaction that fails at its very end may be. nil: it is.
+func (u *Uploads) outcome(ctx context.Context, s *session, next saved, saveErr error) error {
+	var offset int64
+	var state []byte
+	err := u.db.Reader().QueryRowContext(ctx, `SELECT byte_offset, store_state FROM upload WHERE id = ? AND ended_at IS NULL`,
+		s.id).Scan(&offset, &state)
+	switch {
+	case err == nil && offset == next.offset && bytes.Equal(state, next.storeState):
+		return nil
+	case err == nil || errors.Is(err, sql.ErrNoRows):
+		return saveErr
+	}
+	u.abandon(s)
+	return errors.Join(saveErr, err)
+}
+
+// abandon lets go of a session of which nobody knows what the database has: it is taken up again, or not,
+// by the next Open. Nothing is freed, since its bytes may be a blob's.
+func (u *Uploads) abandon(s *session) {
+	u.log.Error("an upload is left to the next start: the database fails", "upload", s.id)
+	s.gone.Store(true)
+	u.forget(s)
 }
 
 // suspend puts s back to what the database has of it.
@@ -263,12 +294,16 @@ func (u *Uploads) drop(ctx context.Context, s *session, outcome string) {
 	if s.last == nil {
 		return
 	}
+	open := int64(0)
 	err := u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `UPDATE upload SET ended_at = ?, digest = '', store_state = ?, staged_key = ? WHERE id = ?`,
-			u.now().UnixMilli(), s.last.storeState, s.stagedKey, s.id)
+		done, err := tx.ExecContext(ctx, `UPDATE upload SET ended_at = ?, digest = '', store_state = ?, staged_key = ?
+			WHERE id = ? AND ended_at IS NULL`, u.now().UnixMilli(), s.last.storeState, s.stagedKey, s.id)
+		if err == nil {
+			open, err = done.RowsAffected()
+		}
 		return err
 	})
-	if err == nil {
+	if err == nil && open == 1 { // else it was completed, and its bytes are a blob's
 		err = u.clear(ctx, s.id, s.last.storeState, s.stagedKey, true)
 	}
 	if err != nil {

@@ -108,12 +108,16 @@ func (u *Uploads) expireUnverified(ctx context.Context) error {
 	}
 	var errs []error
 	for _, row := range rows {
-		blob, err := u.unverified(ctx, row)
-		if errors.Is(err, ErrNoBlob) {
+		if !u.claim(row) {
 			continue
 		}
+		blob, err := u.unverified(ctx, row)
 		if err == nil {
 			err = u.reject(ctx, row, blob)
+		}
+		u.unclaim(row)
+		if errors.Is(err, ErrNoBlob) {
+			continue
 		}
 		if err != nil && !errors.Is(err, errReplaced) {
 			errs = append(errs, err)

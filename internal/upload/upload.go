@@ -56,6 +56,8 @@ var (
 	ErrBusy = errors.New("the upload is busy")
 	// ErrInvalid: options that Begin does not take.
 	ErrInvalid = errors.New("the upload cannot be begun so")
+	// ErrBrokenOff: the body ended with an error, which is wrapped; what came before it is kept.
+	ErrBrokenOff = errors.New("the bytes broke off")
 	// ErrClosed: the hold is stopping; the upload can be resumed after its restart.
 	ErrClosed = errors.New("the hold is stopping")
 	// ErrNoBlob: the index has no such blob that this viewer may see.

@@ -76,18 +76,10 @@ var errBeingVerified = errors.New("the blob is being verified")
 // that is gone is no error. Errors: ErrDigestMismatch, errBeingVerified, the storage's and the database's,
 // after which it may be tried again.
 func (u *Uploads) verify(ctx context.Context, row int64) error {
-	u.mu.Lock()
-	busy := u.verifying[row]
-	u.verifying[row] = true
-	u.mu.Unlock()
-	if busy {
+	if !u.claim(row) {
 		return errBeingVerified
 	}
-	defer func() {
-		u.mu.Lock()
-		delete(u.verifying, row)
-		u.mu.Unlock()
-	}()
+	defer u.unclaim(row)
 	blob, err := u.unverified(ctx, row)
 	if errors.Is(err, ErrNoBlob) {
 		return nil
@@ -114,6 +106,23 @@ func (u *Uploads) verify(ctx context.Context, row int64) error {
 	}
 	u.metrics.verified.WithLabelValues("match").Inc()
 	return nil
+}
+
+// claim makes the caller the one that settles an unverified row; false: somebody else is.
+func (u *Uploads) claim(row int64) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.verifying[row] {
+		return false
+	}
+	u.verifying[row] = true
+	return true
+}
+
+func (u *Uploads) unclaim(row int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.verifying, row)
 }
 
 func (u *Uploads) unverified(ctx context.Context, row int64) (Blob, error) {
