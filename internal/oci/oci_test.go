@@ -1,0 +1,246 @@
+package oci_test
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"atcr.io/internal/oci"
+)
+
+var hex64 = strings.Repeat("0123456789abcdef", 4)
+
+// Would catch a digest that reaches the storage with a path, an upper-case twin, or an unknown algorithm in it.
+func TestParseDigest(t *testing.T) {
+	t.Parallel()
+	for digest, ok := range map[string]bool{
+		"sha256:" + hex64: true, "sha512:" + hex64 + hex64: true,
+		"": false, "sha256": false, "sha256:": false, ":" + hex64: false, hex64: false,
+		"sha256:" + hex64[1:]: false, "sha256:" + hex64 + "0": false, "sha512:" + hex64: false,
+		"sha256:" + strings.ToUpper(hex64): false, "SHA256:" + hex64: false, "sha1:" + hex64[:40]: false, "md5:" + hex64[:32]: false,
+		"sha256:" + hex64[:63] + "g": false, "sha256:../" + hex64[3:]: false, "sha256:" + hex64[:63] + "/": false, "sha256:" + hex64[:63] + "\x00": false,
+		"sha256+b64:" + hex64: false, "sha256:sha256:" + hex64[7:]: false,
+	} {
+		d, err := oci.ParseDigest(digest)
+		if (err == nil) != ok || (ok && d.String() != digest) {
+			t.Errorf("%q: %v", digest, err)
+		}
+		if e, is := errors.AsType[*oci.Error](err); err != nil && (!is || e.Code != oci.CodeDigestInvalid) {
+			t.Errorf("%q: %v is no DIGEST_INVALID", digest, err)
+		}
+	}
+}
+
+// Would catch a digest computed with another algorithm than it says.
+func TestDigest(t *testing.T) {
+	t.Parallel()
+	empty := oci.FromBytes(nil)
+	if empty != "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" {
+		t.Error(empty)
+	}
+	if !empty.Matches(nil) || empty.Matches([]byte{0}) || len(empty.Bytes()) != 32 || empty.Algorithm() != "sha256" || len(empty.Hex()) != 64 {
+		t.Error("parts of a digest")
+	}
+	h, err := oci.NewHash("sha512")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Write([]byte("abc"))
+	d := oci.DigestOf("sha512", h)
+	if !d.Matches([]byte("abc")) || len(d.Bytes()) != 64 {
+		t.Error(d)
+	}
+	if _, err := oci.NewHash("md5"); err == nil {
+		t.Error("md5 is served")
+	}
+}
+
+// Would catch names that walk out of their folder, meet another repository, or lose their owner.
+func TestParseName(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]oci.Name{
+		"alice.test/app":                      {Owner: "alice.test", Repository: "app"},
+		"alice.test/team/app/api":             {Owner: "alice.test", Repository: "team/app/api"},
+		"Alice.Test/app":                      {Owner: "Alice.Test", Repository: "app"},
+		"did_plc_abc234/a-b_c.d__e--f":        {Owner: "did_plc_abc234", Repository: "a-b_c.d__e--f"},
+		"did:plc:abc234/app":                  {Owner: "did:plc:abc234", Repository: "app"},
+		"did:web:localhost%3A8080/app":        {Owner: "did:web:localhost%3A8080", Repository: "app"},
+		"did_web_example.com/app":             {Owner: "did_web_example.com", Repository: "app"},
+		"a/" + strings.Repeat("b/", 50) + "c": {Owner: "a", Repository: strings.Repeat("b/", 50) + "c"},
+	} {
+		if got, err := oci.ParseName(name); err != nil || got != want || got.String() != name {
+			t.Errorf("%q: %+v %v", name, got, err)
+		}
+	}
+	for _, name := range []string{
+		"", "app", "/", "/app", "alice.test/", "alice.test//app", "alice.test/app/", "alice.test/../bob.test/app", "../app", "./app", "alice.test/.",
+		"alice.test/App", "alice.test/app name", "alice.test/app%2fother", "alice.test/a..b", "alice.test/a___b", "alice.test/-a", "alice.test/a-",
+		"alice.test/äpp", "alice.test/a\x00", "alice.test/a~b", "alice.test/a:b", "alice.test\\app/x", "a/" + strings.Repeat("b", 255), "?/a", "a b/c",
+	} {
+		if got, err := oci.ParseName(name); err == nil {
+			t.Errorf("%q is taken as %+v", name, got)
+		}
+	}
+}
+
+// Would catch a tag that is taken for a digest, and the other way round.
+func TestParseReference(t *testing.T) {
+	t.Parallel()
+	for reference, ok := range map[string]bool{
+		"latest": true, "1.0": true, "_x": true, "V1-rc.2_3": true, strings.Repeat("a", 128): true, "sha256:" + hex64: true, hex64: true,
+		"": false, ".a": false, "-a": false, "a/b": false, "a b": false, strings.Repeat("a", 129): false, "sha256:abc": false, "a:b": false, "ä": false, "..": false, "a%2fb": false,
+	} {
+		r, err := oci.ParseReference(reference)
+		if (err == nil) != ok || (ok && (r.String() != reference || (r.Tag == "") != strings.Contains(reference, ":"))) {
+			t.Errorf("%q: %+v %v", reference, r, err)
+		}
+	}
+}
+
+// Would catch a pushed page that a browser would run, and a type with parameters that lead elsewhere.
+func TestParseMediaType(t *testing.T) {
+	t.Parallel()
+	for contentType, want := range map[string]string{
+		oci.MediaTypeImageManifest:                  oci.MediaTypeImageManifest,
+		oci.MediaTypeImageIndex + "; charset=utf-8": oci.MediaTypeImageIndex,
+		"Application/Vnd.Example.V1+JSON":           "application/vnd.example.v1+json",
+		"text/html":                                 "", "image/svg+xml": "", "": "", "application/": "", "application": "", "multipart/form-data; boundary=x": "",
+		"application/x; a=\"": "", "application/x y": "", "application/" + strings.Repeat("a", 200): "", "*/*": "", "application/x\r\nX: y": "",
+	} {
+		if got, err := oci.ParseMediaType(contentType); got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q %v", contentType, got, err)
+		}
+	}
+}
+
+func descriptor(digest string, size int) string {
+	raw, err := json.Marshal(map[string]any{"mediaType": "application/octet-stream", "digest": digest, "size": size})
+	if err != nil {
+		panic(err)
+	}
+	return string(raw)
+}
+
+// Would catch manifests that name things which nobody checks, and JSON that costs more than it should.
+func TestParseManifest(t *testing.T) {
+	t.Parallel()
+	d := descriptor("sha256:"+hex64, 3)
+	m, err := oci.ParseManifest(oci.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"config":`+d+`,"layers":[`+d+`,{"mediaType":"application/x","digest":"sha256:`+hex64+`","size":1,"urls":["https://example.com"]}]}`))
+	if err != nil || len(m.Blobs()) != 2 || m.MediaType != oci.MediaTypeImageManifest {
+		t.Fatalf("%+v %v", m, err)
+	}
+	index := `{"schemaVersion":2,"mediaType":"` + oci.MediaTypeImageIndex + `","manifests":[` + d + `],"subject":` + d + `}`
+	if m, err := oci.ParseManifest(oci.MediaTypeImageIndex, []byte(index)); err != nil || len(m.Blobs()) != 0 || m.Subject == nil {
+		t.Fatalf("%+v %v", m, err)
+	}
+	if m, err := oci.ParseManifest("application/vnd.example.opaque", []byte{0xff, 0x00}); err != nil || m.Blobs() != nil {
+		t.Errorf("an unknown type: %+v %v", m, err)
+	}
+	many := strings.TrimSuffix(strings.Repeat(d+",", oci.MaxDescriptors+1), ",")
+	for name, test := range map[string][2]string{
+		"not JSON":         {oci.MediaTypeImageManifest, "hello"},
+		"truncated":        {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":{`},
+		"two values":       {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `}{}`},
+		"an array":         {oci.MediaTypeImageManifest, `[]`},
+		"empty":            {oci.MediaTypeImageManifest, ``},
+		"version 1":        {oci.MediaTypeImageManifest, `{"schemaVersion":1,"config":` + d + `}`},
+		"no config":        {oci.MediaTypeImageManifest, `{"schemaVersion":2,"layers":[]}`},
+		"other type":       {oci.MediaTypeImageManifest, index},
+		"image as index":   {oci.MediaTypeImageIndex, `{"schemaVersion":2,"config":` + d + `,"layers":[]}`},
+		"index as image":   {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"manifests":[]}`},
+		"bad digest":       {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + descriptor("sha256:abc", 1) + `}`},
+		"no digest":        {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":{}}`},
+		"negative size":    {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + descriptor("sha256:"+hex64, -1) + `}`},
+		"huge size":        {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":{"digest":"sha256:` + hex64 + `","size":1e99}}`},
+		"not UTF-8":        {oci.MediaTypeImageManifest, "{\"schemaVersion\":2,\"config\":" + d + ",\"x\":\"\xff\"}"},
+		"deep":             {oci.MediaTypeImageManifest, strings.Repeat("[", 100_000)},
+		"deep in unknown":  {"application/vnd.example+json", strings.Repeat(`{"a":`, 1000)},
+		"many layers":      {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"layers":[` + many + `]}`},
+		"many in an index": {oci.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[` + many + `]}`},
+		"unknown, no JSON": {"application/vnd.example+json", "hello"},
+	} {
+		_, err := oci.ParseManifest(test[0], []byte(test[1]))
+		if e, ok := errors.AsType[*oci.Error](err); !ok || e.Code != oci.CodeManifestInvalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, err = oci.ParseManifest("application/x", make([]byte, oci.MaxManifestBytes+1))
+	if e := oci.AsError(err); e.Code != oci.CodeSizeInvalid || e.HTTPStatus() != http.StatusRequestEntityTooLarge {
+		t.Errorf("oversized: %v", err)
+	}
+}
+
+// The spec's table, "Error Codes", with the status that its text or the code's name asks for.
+func TestCodes(t *testing.T) {
+	t.Parallel()
+	for code, status := range map[oci.Code]int{
+		"BLOB_UNKNOWN": 404, "BLOB_UPLOAD_INVALID": 400, "BLOB_UPLOAD_UNKNOWN": 404, "DIGEST_INVALID": 400, "MANIFEST_BLOB_UNKNOWN": 400,
+		"MANIFEST_INVALID": 400, "MANIFEST_UNKNOWN": 404, "NAME_INVALID": 400, "NAME_UNKNOWN": 404, "SIZE_INVALID": 400, "UNAUTHORIZED": 401,
+		"DENIED": 403, "UNSUPPORTED": 405, "TOOMANYREQUESTS": 429,
+	} {
+		w := httptest.NewRecorder()
+		oci.WriteError(w, &oci.Error{Code: code, Message: "m", RetryAfter: 1500 * time.Millisecond})
+		var body struct {
+			Errors []struct{ Code, Message string }
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != status || len(body.Errors) != 1 || body.Errors[0].Code != string(code) {
+			t.Errorf("%s: %d %s", code, w.Code, w.Body)
+		}
+		if w.Header().Get("Retry-After") != "2" {
+			t.Errorf("Retry-After %q", w.Header().Get("Retry-After"))
+		}
+	}
+}
+
+// Would catch internal text that reaches a client.
+func TestPoisonedError(t *testing.T) {
+	t.Parallel()
+	poison := errors.New("POISON /var/lib/secret")
+	for _, err := range []error{poison, &oci.Error{Code: oci.CodeDenied, Message: "no", Err: poison}, oci.Unavailable(503, poison, "down")} {
+		w := httptest.NewRecorder()
+		oci.WriteError(w, err)
+		if strings.Contains(w.Body.String(), "POISON") || w.Code < 400 {
+			t.Errorf("%d %s", w.Code, w.Body)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"alice.test/app", "sha256:" + hex64, "latest", "application/json", "../x", "did:plc:x/y"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if n, err := oci.ParseName(s); err == nil && (n.String() != s || strings.Contains(s, "..") && strings.Contains(n.Repository, "..")) {
+			t.Errorf("name %q became %q", s, n)
+		}
+		if d, err := oci.ParseDigest(s); err == nil && (len(d.Bytes()) < 32 || strings.ContainsAny(s, "/\\.")) {
+			t.Errorf("digest %q", s)
+		}
+		if r, err := oci.ParseReference(s); err == nil && (r.String() != s || strings.ContainsAny(s, "/\\")) {
+			t.Errorf("reference %q", s)
+		}
+		if mt, err := oci.ParseMediaType(s); err == nil && !strings.HasPrefix(mt, "application/") {
+			t.Errorf("media type %q", mt)
+		}
+	})
+}
+
+func FuzzParseManifest(f *testing.F) {
+	f.Add(oci.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"config":`+descriptor("sha256:"+hex64, 1)+`}`))
+	f.Add(oci.MediaTypeImageIndex, []byte(`{"schemaVersion":2,"manifests":[]}`))
+	f.Fuzz(func(t *testing.T, mediaType string, raw []byte) {
+		m, err := oci.ParseManifest(mediaType, raw)
+		if err != nil {
+			return
+		}
+		for _, d := range m.Blobs() {
+			if _, err := oci.ParseDigest(string(d.Digest)); err != nil || d.Size < 0 {
+				t.Errorf("descriptor %+v", d)
+			}
+		}
+	})
+}
