@@ -1,0 +1,264 @@
+package httpx_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"atcr.io/internal/httpx"
+)
+
+func translate(w http.ResponseWriter, err error) (int, string) {
+	status := http.StatusInternalServerError
+	if errors.Is(err, errTeapot) {
+		status = http.StatusTeapot
+	}
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, "translated")
+	return status, "CODE"
+}
+
+var errTeapot = errors.New("teapot")
+
+// Would catch an error that is answered twice, a panic that takes the process, and a request not counted.
+func TestAdapter(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	registry := prometheus.NewRegistry()
+	a := httpx.NewAdapter(slog.New(slog.NewTextHandler(&log, nil)), registry, "test")
+	for route, test := range map[string]struct {
+		handler httpx.Handler
+		status  int
+		body    string
+	}{
+		"ok":    {func(w http.ResponseWriter, _ *http.Request) error { _, err := io.WriteString(w, "fine"); return err }, 200, "fine"},
+		"empty": {func(http.ResponseWriter, *http.Request) error { return nil }, 200, ""},
+		"error": {func(_ http.ResponseWriter, r *http.Request) error {
+			httpx.EventFrom(r.Context()).DID = "did:plc:seen"
+			return fmt.Errorf("wrapped: %w", errTeapot)
+		}, 418, "translated"},
+		"panic": {func(http.ResponseWriter, *http.Request) error { panic("boom") }, 500, "translated"},
+		"late":  {func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(202); return errTeapot }, 202, ""},
+		"read from": {func(w http.ResponseWriter, _ *http.Request) error {
+			_, err := io.Copy(w, strings.NewReader("copied"))
+			return err
+		}, 200, "copied"},
+	} {
+		w := httptest.NewRecorder()
+		a.Wrap(route, translate, test.handler).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		if w.Code != test.status || w.Body.String() != test.body {
+			t.Errorf("%s: %d %q", route, w.Code, w.Body)
+		}
+	}
+	if n := testutil.CollectAndCount(registry, "test_http_requests_total"); n != 6 {
+		t.Errorf("%d rows of requests", n)
+	}
+	for _, want := range []string{"did=did:plc:seen", "code=CODE", "boom", "httpx_test.go"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, &log)
+		}
+	}
+}
+
+// Would catch a wrapper that hides ReadFrom or the deadlines, and so sendfile and ProgressBody.
+func TestWriterKeepsPowers(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "blob")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("x"), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &httpx.Adapter{}
+	s := httptest.NewServer(a.Wrap("r", translate, func(w http.ResponseWriter, r *http.Request) error {
+		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Hour)); err != nil {
+			return err
+		}
+		if _, ok := w.(io.ReaderFrom); !ok {
+			return errors.New("no ReadFrom")
+		}
+		http.ServeFile(w, r, path)
+		return nil
+	}))
+	defer s.Close()
+	res, err := http.Get(s.URL) //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err := errors.Join(err, res.Body.Close()); err != nil || len(body) != 1<<20 || res.StatusCode != 200 {
+		t.Fatal(res.Status, len(body), err)
+	}
+}
+
+// Would catch a request that reaches an internal address by its number, its name, or a redirect.
+func TestGuardedClient(t *testing.T) {
+	t.Parallel()
+	internal := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the internal server was reached") }))
+	defer internal.Close()
+	port := internal.Listener.Addr().(*net.TCPAddr).Port
+	c := httpx.NewClient(httpx.ClientConfig{Timeout: 5 * time.Second, FollowRedirects: true})
+	for _, target := range []string{
+		internal.URL, fmt.Sprintf("https://127.0.0.1:%d", port), fmt.Sprintf("https://localhost:%d", port), fmt.Sprintf("https://[::1]:%d", port),
+		"https://10.0.0.1", "https://169.254.169.254/latest/meta-data", "https://[::ffff:127.0.0.1]", "https://0.0.0.0", "https://user:pass@example.com",
+		"http://example.com", "ftp://example.com", "https://a.localhost",
+	} {
+		res, err := c.Get(target) //nolint:noctx // refused before it is sent
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		if !errors.Is(err, httpx.ErrForbiddenAddress) && !errors.Is(err, httpx.ErrInsecureURL) {
+			t.Errorf("%s: %v", target, err)
+		}
+		if err != nil && strings.Contains(err.Error(), ":pass@") {
+			t.Errorf("a password in %v", err)
+		}
+	}
+	front := httptest.NewServer(http.RedirectHandler("ftp://example.com/x", http.StatusFound))
+	defer front.Close()
+	open := httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, FollowRedirects: true, UserAgent: "test"})
+	if _, err := open.Get(front.URL); !errors.Is(err, httpx.ErrInsecureURL) { //nolint:noctx,bodyclose // refused
+		t.Errorf("a redirect to ftp: %v", err)
+	}
+	still := httpx.NewClient(httpx.ClientConfig{AllowPrivate: true})
+	res, err := still.Get(front.URL) //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := res.Body.Close(); err != nil || res.StatusCode != http.StatusFound {
+		t.Errorf("a redirect was followed: %s", res.Status)
+	}
+}
+
+// Would catch a block of private addresses that passes for public.
+func TestPublicAddress(t *testing.T) {
+	t.Parallel()
+	for address, public := range map[string]bool{
+		"1.1.1.1": true, "8.8.8.8": true, "2606:4700::1111": true, "127.0.0.1": false, "10.1.2.3": false, "172.16.0.1": false, "192.168.1.1": false,
+		"169.254.169.254": false, "100.64.0.1": false, "0.0.0.0": false, "224.0.0.1": false, "255.255.255.255": false, "240.0.0.1": false, "198.18.0.1": false,
+		"::1": false, "::": false, "fe80::1": false, "fc00::1": false, "fd12::1": false, "::ffff:10.0.0.1": false, "64:ff9b::a00:1": false, "2002:a00:1::": false,
+		"ff02::1": false, "2001:db8::1": false,
+	} {
+		if got := httpx.PublicAddress(netip.MustParseAddr(address)); got != public {
+			t.Errorf("%s: %v", address, got)
+		}
+	}
+	for host, loopback := range map[string]bool{"localhost": true, "a.localhost": true, "127.8.8.8": true, "::1": true, "localhost.example.com": false, "10.0.0.1": false, "notlocalhost": false} {
+		if got := httpx.IsLoopbackHost(host); got != loopback {
+			t.Errorf("%s: %v", host, got)
+		}
+	}
+	if err := httpx.CheckURL(&url.URL{Scheme: "https", Host: "example.com"}, false); err != nil {
+		t.Error(err)
+	}
+}
+
+// Would catch an answer of 10 GB that fills the memory.
+func TestReadLimited(t *testing.T) {
+	t.Parallel()
+	if b, err := httpx.ReadLimited(strings.NewReader("12345"), 5); err != nil || string(b) != "12345" {
+		t.Errorf("%q %v", b, err)
+	}
+	if _, err := httpx.ReadLimited(endless{}, 1<<20); !errors.Is(err, httpx.ErrTooLarge) {
+		t.Errorf("%v", err)
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// Would catch a stop that cuts a transfer, and one that waits for ever.
+func TestServe(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		grace  time.Duration
+		served bool
+	}{"in time": {time.Minute, true}, "too long": {time.Millisecond, false}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			entered, release := make(chan struct{}), make(chan struct{})
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			logger := slog.New(slog.DiscardHandler)
+			server := httpx.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				close(entered)
+				<-release
+				_, _ = io.WriteString(w, "done")
+			}), logger)
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- httpx.Serve(ctx, logger, test.grace, httpx.Endpoint{Server: server, Listener: l}) }()
+			answered := make(chan error, 1)
+			go func() {
+				res, err := http.Get("http://" + l.Addr().String()) //nolint:noctx // loopback
+				if err == nil {
+					err = res.Body.Close()
+				}
+				answered <- err
+			}()
+			<-entered
+			stop()
+			if test.served {
+				close(release)
+			} else {
+				defer close(release)
+			}
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+			if err := <-answered; (err == nil) != test.served {
+				t.Errorf("the request in flight: %v", err)
+			}
+		})
+	}
+}
+
+// Would catch profiles or metrics that are not there when they are needed.
+func TestDebugHandler(t *testing.T) {
+	t.Parallel()
+	h := httpx.DebugHandler(prometheus.NewRegistry())
+	for _, path := range []string{"/metrics", "/debug/pprof/", "/debug/pprof/cmdline"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		if w.Code != http.StatusOK {
+			t.Errorf("%s: %d", path, w.Code)
+		}
+	}
+}
+
+// Would catch a body that is changed on its way, or a deadline left on the connection.
+func TestProgressBody(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, httpx.ProgressBody(w, r))
+		_, _ = fmt.Fprint(w, n, err)
+	}))
+	defer s.Close()
+	for range 3 {
+		res, err := http.Post(s.URL, "application/octet-stream", bytes.NewReader(make([]byte, 3<<20))) //nolint:noctx // loopback
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		if err := errors.Join(err, res.Body.Close()); err != nil || string(body) != "3145728 <nil>" {
+			t.Fatalf("%q %v", body, err)
+		}
+	}
+}
