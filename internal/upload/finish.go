@@ -52,7 +52,12 @@ func (u *Uploads) finishStream(ctx context.Context, secret string, d oci.Digest,
 	if body == nil {
 		body = strings.NewReader("")
 	}
-	if err := u.stream(ctx, s, body, false); err != nil {
+	if s.has(d) {
+		err = u.ready(ctx, s) // a PUT that comes again with all its bytes adds none
+	} else {
+		err = u.stream(ctx, s, body, false)
+	}
+	if err != nil {
 		return Blob{}, "", err
 	}
 	blob, err := u.complete(ctx, s, d)
@@ -60,6 +65,15 @@ func (u *Uploads) finishStream(ctx context.Context, secret string, d oci.Digest,
 		err = errors.Join(err, u.persist(ctx, s, nil)) // it can be finished later
 	}
 	return blob, s.location, err
+}
+
+// has tells whether all bytes of d are here already, or the storage may have made an object of what is
+// here, so that nothing can be added.
+func (s *session) has(d oci.Digest) bool {
+	if s.stagedKey != "" || s.placed != "" {
+		return true
+	}
+	return s.offset > 0 && d.Algorithm() == s.algorithm && oci.DigestOf(s.algorithm, s.hash) == d
 }
 
 // finishedBefore answers for an upload that was completed in the last 24 h. owner "" is not compared.
@@ -82,11 +96,11 @@ func (u *Uploads) finishedBefore(ctx context.Context, column string, value any, 
 func (u *Uploads) complete(ctx context.Context, s *session, d oci.Digest) (Blob, error) {
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	if s.keyDigest != "" && s.keyDigest != d {
+	if s.keyDigest != "" && s.keyDigest != d || s.placed != "" && s.placed != d {
 		u.drop(ctx, s, "mismatch")
 		return Blob{}, ErrDigestMismatch
 	}
-	if d.Algorithm() != s.algorithm {
+	if d.Algorithm() != s.algorithm || s.stagedKey != "" {
 		return u.completeReadBack(ctx, s, d)
 	}
 	if oci.DigestOf(s.algorithm, s.hash) != d {
@@ -94,6 +108,7 @@ func (u *Uploads) complete(ctx context.Context, s *session, d oci.Digest) (Blob,
 		return Blob{}, ErrDigestMismatch
 	}
 	return u.commit(ctx, s, d, func() (string, error) {
+		s.placed = d
 		key, err := s.writer.Commit(ctx, blobstore.BlobKey(d))
 		if err != nil {
 			u.suspend(s)
@@ -126,11 +141,18 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 			return Blob{}, err
 		}
 	}
+	spare := leftover{}
+	if there {
+		spare.state = s.last.storeState
+	}
+	if s.stagedKey != blob.Key {
+		spare.key = s.stagedKey
+	}
 	err = u.db.Write(ctx, func(tx *sql.Tx) error {
 		if err := u.recordVerified(ctx, tx, blob, s.owner); err != nil {
 			return err
 		}
-		return u.endSession(ctx, tx, s, d, there)
+		return u.endSession(ctx, tx, s, d, spare)
 	})
 	if err != nil {
 		if err = u.completed(ctx, s, d, err); err != nil {
@@ -139,7 +161,7 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 		}
 	}
 	u.cache.Add(d, blob)
-	u.finished(ctx, s, there)
+	u.finished(ctx, s, spare)
 	return blob, nil
 }
 
@@ -197,15 +219,17 @@ func (u *Uploads) point(ctx context.Context, b Blob) error {
 	return nil
 }
 
-// endSession marks the session's row completed. Its bytes belong to the blob now, or (spare) have yet to
-// be discarded.
-func (u *Uploads) endSession(ctx context.Context, tx *sql.Tx, s *session, d oci.Digest, spare bool) error {
-	state, staged := s.last.storeState, s.stagedKey
-	if !spare {
-		state, staged = nil, ""
-	}
+// leftover is what a completed session has in the storage that is no blob's.
+type leftover struct {
+	state []byte // for Discard
+	key   string // an object to delete
+}
+
+// endSession marks the session's row completed. Its bytes belong to the blob now, but for spare, which has
+// yet to be freed.
+func (u *Uploads) endSession(ctx context.Context, tx *sql.Tx, s *session, d oci.Digest, spare leftover) error {
 	done, err := tx.ExecContext(ctx, `UPDATE upload SET ended_at = ?, digest = ?, hash_state = NULL, store_state = ?,
-		staged_key = ? WHERE id = ? AND ended_at IS NULL`, u.now().UnixMilli(), d.String(), state, staged, s.id)
+		staged_key = ? WHERE id = ? AND ended_at IS NULL`, u.now().UnixMilli(), d.String(), spare.state, spare.key, s.id)
 	if err != nil {
 		return err
 	}
@@ -217,24 +241,23 @@ func (u *Uploads) endSession(ctx context.Context, tx *sql.Tx, s *session, d oci.
 }
 
 // finished lets go of a completed session.
-func (u *Uploads) finished(ctx context.Context, s *session, spare bool) {
+func (u *Uploads) finished(ctx context.Context, s *session, spare leftover) {
 	u.forget(s)
 	outcome := "stored"
-	state := s.last.storeState
-	if spare {
+	if spare.state != nil {
 		outcome = "known"
 		if s.writer != nil {
 			if newer, err := s.writer.State(ctx); err == nil {
-				state = newer
+				spare.state = newer
 			}
 		}
 	}
 	u.releaseFiles(s)
 	u.metrics.finished.WithLabelValues(outcome).Inc()
-	if !spare {
+	if spare.state == nil && spare.key == "" {
 		return
 	}
-	if err := u.clear(ctx, s.id, state, s.stagedKey, false); err != nil {
+	if err := u.clear(ctx, s.id, spare.state, spare.key, false); err != nil {
 		u.log.Warn("a spare upload's bytes are not freed yet", "upload", s.id, "error", err)
 	}
 }

@@ -235,6 +235,7 @@ func TestTooManyOpen(t *testing.T) {
 	for i := range 3 {
 		if s := r.begin(alice); i == 0 {
 			first = s
+			r.clock.move(time.Second)
 		}
 	}
 	if _, err := r.Begin(t.Context(), alice, BeginOptions{}); !errors.Is(err, ErrTooManyOpen) {

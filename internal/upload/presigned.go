@@ -188,7 +188,7 @@ func (u *Uploads) recordUnverified(ctx context.Context, s *session, b Blob) (row
 		if row, err = done.LastInsertId(); err != nil {
 			return err
 		}
-		return u.endSession(ctx, tx, s, b.Digest, false)
+		return u.endSession(ctx, tx, s, b.Digest, leftover{})
 	})
 	return row, err
 }

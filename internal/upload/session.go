@@ -51,6 +51,7 @@ type session struct {
 	algorithm string
 	keyDigest oci.Digest // the final key that the Writer was made for, if any
 	stagedKey string     // where the bytes went to be read back, if they did
+	placed    oci.Digest // what the bytes were to be committed as, when that failed: nothing can be added now
 	joined    *joined    // what the storage made of presigned parts, if it did
 	hash      hash.Hash
 	writer    blobstore.Writer

@@ -147,6 +147,10 @@ func (u *Uploads) appendAs(ctx context.Context, secret, algorithm string, start 
 	}
 	defer u.inflight.Done()
 	defer u.release(ctx, s)
+	if s.stagedKey != "" || s.placed != "" { // the storage may have made an object of it already
+		u.drop(ctx, s, "aborted")
+		return 0, ErrUnknown
+	}
 	if err := s.checkStart(start); err != nil {
 		return s.offset, err
 	}

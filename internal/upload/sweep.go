@@ -68,6 +68,9 @@ func (u *Uploads) clearEnded(ctx context.Context) error {
 		id, stagedKey, digest string
 		state                 []byte
 	}
+	if err := u.endForgotten(ctx); err != nil {
+		return err
+	}
 	old := u.now().Add(-RememberFor).UnixMilli()
 	rows, err := u.db.Reader().QueryContext(ctx, `SELECT id, staged_key, digest, store_state FROM upload WHERE ended_at IS NOT NULL
 		AND (store_state IS NOT NULL OR staged_key <> '' OR digest = '' OR ended_at < ?)`, old)
@@ -98,6 +101,36 @@ func (u *Uploads) clearEnded(ctx context.Context) error {
 		}))
 	}
 	return errors.Join(errs...)
+}
+
+// endForgotten gives up old rows that no session stands for: the database failed when theirs ended.
+func (u *Uploads) endForgotten(ctx context.Context) error {
+	rows, err := u.db.Reader().QueryContext(ctx, `SELECT id FROM upload WHERE ended_at IS NULL AND created_at < ?`,
+		u.now().Add(-OpenFor).UnixMilli())
+	if err != nil {
+		return err
+	}
+	var forgotten []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		u.mu.Lock()
+		if u.byID[id] == nil {
+			forgotten = append(forgotten, id)
+		}
+		u.mu.Unlock()
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	for _, id := range forgotten {
+		if err := u.exec(ctx, `UPDATE upload SET ended_at = ?, digest = '' WHERE id = ? AND ended_at IS NULL`, u.now().UnixMilli(), id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // expireUnverified removes what could not be verified in all its time.

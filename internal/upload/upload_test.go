@@ -60,6 +60,11 @@ func newRig(t *testing.T, store blobstore.Store, change func(*Config)) *rig {
 	if err := db.Migrate(t.Context(), "upload", migrations); err != nil {
 		t.Fatal(err)
 	}
+	return newRigOn(t, db, store, change)
+}
+
+func newRigOn(t *testing.T, db *sqldb.DB, store blobstore.Store, change func(*Config)) *rig {
+	t.Helper()
 	r := &rig{t: t, store: store, sql: db, db: &faultyDB{DB: db}, clock: &clock{t: time.UnixMilli(1_800_000_000_000)}}
 	r.cfg = Config{
 		Store: store, Logger: slog.New(slog.DiscardHandler), Now: r.clock.now, SpoolDir: t.TempDir(), SweepEvery: time.Hour,

@@ -1,0 +1,183 @@
+package upload
+
+import (
+	"bytes"
+	"database/sql"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"atcr.io/internal/blobstore"
+	"atcr.io/internal/oci"
+)
+
+// Would catch a lost database that takes the images with it, or one that is rebuilt from lies.
+func TestRebuild(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	r := newRig(t, m, nil)
+	final, pointed, gone := noise(1000, 1), noise(2000, 2), noise(3000, 3)
+	for _, data := range [][]byte{final, pointed, gone} {
+		m.keepKeys = len(data) == 2000
+		s := r.begin(alice)
+		if _, err := r.Append(t.Context(), s.Secret, nil, bytes.NewReader(data)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Finish(t.Context(), s.Secret, oci.FromBytes(data), nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.clock.move(time.Second)
+	if got, err := r.Rebuild(t.Context()); err != nil || got != (Rebuilt{}) {
+		t.Fatalf("nothing to do: %+v, %v", got, err)
+	}
+	delete(m.objects, blobstore.BlobKey(oci.FromBytes(gone)))
+	if got, err := r.Rebuild(t.Context()); err != nil || got != (Rebuilt{Removed: 1}) {
+		t.Fatalf("an object gone: %+v, %v", got, err)
+	}
+	r.absent(oci.FromBytes(gone))
+
+	lie, dangling := oci.FromBytes([]byte("lie")), oci.FromBytes([]byte("dangling"))
+	m.objects[blobstore.PointerKey(lie)] = []byte(`{"digest":"` + lie.String() + `","key":"` + blobstore.BlobKey(oci.FromBytes(final)) + `","size":1000}`)
+	m.objects[blobstore.PointerKey(dangling)] = []byte(`{"digest":"` + dangling.String() + `","key":"atcr/uploads/none","size":1}`)
+	m.objects["atcr/pointers/sha256/nonsense"] = []byte(`{`)
+	m.objects["docker/registry/v2/blobs/sha256/zz/nonsense/data"] = []byte("x")
+	m.objects["docker/registry/v2/blobs/sha256/00/"+oci.FromBytes(final).Hex()+"/data"] = []byte("x")
+	m.objects["atcr/uploads/unfinished"] = []byte("x")
+	if err := r.sql.Write(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.Exec(`DELETE FROM blob; DELETE FROM blob_uploader`)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	for range 2 {
+		got, err := r.Rebuild(t.Context())
+		if err != nil || got.Removed != 0 {
+			t.Fatalf("%+v, %v", got, err)
+		}
+	}
+	r.content(oci.FromBytes(final), "")
+	r.content(oci.FromBytes(pointed), "")
+	r.absent(lie)
+	r.absent(dangling)
+	if n, size, err := r.Usage(t.Context(), alice); n != 1 || size != 2000 || err != nil {
+		t.Errorf("the pointer names its uploader: %d, %d, %v", n, size, err)
+	}
+	var rows int
+	if err := r.sql.Reader().QueryRow(`SELECT count(*) FROM blob`).Scan(&rows); err != nil || rows != 2 {
+		t.Errorf("%d rows, %v", rows, err)
+	}
+}
+
+// Would catch a pointer that names an object outside the staging area: it could give any object any digest.
+func FuzzParsePointer(f *testing.F) {
+	d := oci.FromBytes(nil)
+	f.Add(`{"digest":"` + d.String() + `","key":"atcr/uploads/x","size":1,"uploader":"did:plc:alice"}`)
+	f.Add(`{"digest":"sha256:00","key":"../x"}`)
+	f.Add(`{`)
+	f.Fuzz(func(t *testing.T, raw string) {
+		p, err := parsePointer(blobstore.PointerKey(d), []byte(raw))
+		if err != nil {
+			if !errors.Is(err, errBadPointer) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if p.Digest != d || !strings.HasPrefix(p.Key, blobstore.StagingPrefix) || p.Size < 0 {
+			t.Fatalf("%+v", p)
+		}
+	})
+}
+
+// Would catch a HEAD that writes to the database every time, or a touch that is lost.
+func TestMarkTouched(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newMemory(), nil)
+	s := r.begin(alice)
+	d := oci.FromBytes([]byte("x"))
+	if _, err := r.Finish(t.Context(), s.Secret, d, nil, strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	writes := 0
+	r.db.fault = func(string) error { writes++; return nil }
+	touch := func() {
+		t.Helper()
+		blob, err := r.Stat(t.Context(), d, "")
+		if err == nil {
+			err = r.MarkTouched(t.Context(), blob)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		touch()
+	}
+	r.clock.move(2 * touchEvery)
+	for range 3 {
+		touch()
+	}
+	if writes != 2 { // before and after one
+		t.Errorf("%d writes", writes)
+	}
+	r.db.fault = nil
+	r.reopen()
+	if blob, err := r.Stat(t.Context(), d, ""); err != nil || !blob.TouchedAt.Equal(r.clock.now()) {
+		t.Errorf("%+v, %v", blob, err)
+	}
+}
+
+// Would catch a PUT that, sent again in full after an error, is appended to itself.
+func TestPutAgain(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	r := newRig(t, m, nil)
+	data := noise(100_000, 1)
+	s := r.begin(alice)
+	if _, err := r.Append(t.Context(), s.Secret, nil, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	m.fault = func(step string) error {
+		if step == "before commit" {
+			return errFault
+		}
+		return nil
+	}
+	if _, err := r.Finish(t.Context(), s.Secret, oci.FromBytes(data), nil, nil); !errors.Is(err, errFault) {
+		t.Fatal(err)
+	}
+	m.fault = nil
+	if _, err := r.Finish(t.Context(), s.Secret, oci.FromBytes(data), nil, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	r.content(oci.FromBytes(data), "")
+}
+
+// Would catch bytes added to what the storage may already have made an object of.
+func TestNothingIsAddedToAPlacedBlob(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	r := newRig(t, m, nil)
+	data := noise(1000, 1)
+	for _, d := range []oci.Digest{oci.FromBytes(data), sha512Of(data)} {
+		s := r.begin(alice)
+		if _, err := r.Append(t.Context(), s.Secret, nil, bytes.NewReader(data)); err != nil {
+			t.Fatal(err)
+		}
+		m.fault = func(step string) error {
+			if step == "after commit" {
+				return errFault
+			}
+			return nil
+		}
+		if _, err := r.Finish(t.Context(), s.Secret, d, nil, nil); !errors.Is(err, errFault) {
+			t.Fatal(err)
+		}
+		m.fault = nil
+		if _, err := r.Append(t.Context(), s.Secret, nil, strings.NewReader("more")); !errors.Is(err, ErrUnknown) {
+			t.Errorf("more: %v", err)
+		}
+	}
+}
