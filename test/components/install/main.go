@@ -1,5 +1,5 @@
 // Command install installs the servers and clients that the tests use: those that its arguments name, or all
-// that `make test` needs. What is there already is left alone.
+// that `make test` needs. What is there already is left alone. `install --path NAME` prints where one lies.
 package main
 
 import (
@@ -15,12 +15,22 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	names := os.Args[1:]
-	if len(names) == 0 {
-		names = toolbox.Default()
-	}
-	if err := toolbox.Install(ctx, os.Stderr, names); err != nil {
+	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "components:", err)
 		os.Exit(1)
 	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 2 && args[0] == "--path" {
+		path, err := toolbox.Path(args[1])
+		if err == nil {
+			fmt.Println(path)
+		}
+		return err
+	}
+	if len(args) == 0 {
+		args = toolbox.Default()
+	}
+	return toolbox.Install(ctx, os.Stderr, args)
 }
