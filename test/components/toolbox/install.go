@@ -44,9 +44,14 @@ func Install(ctx context.Context, out io.Writer, names []string) error {
 	var debianErr, devnetErr, buildErr error
 	wg.Go(func() {
 		debianErr = in.debian(ctx, programs)
-		if devnet != "" && debianErr == nil { // its compilers and npm may have been among the packages
-			devnetErr = in.devnet(ctx, devnet)
+		if devnet == "" || debianErr != nil {
+			return
 		}
+		npm, err := Path("npm") // only now: it may have been among the packages, as its compilers may
+		if err == nil {
+			err = in.devnet(ctx, npm, devnet)
+		}
+		devnetErr = err
 	})
 	for _, m := range builds {
 		buildErr = errors.Join(buildErr, in.build(ctx, m))
@@ -126,11 +131,7 @@ func (in *installer) build(ctx context.Context, m module) error {
 }
 
 // devnet installs Node, which also has the headers that better-sqlite3 is compiled with, and the packages.
-func (in *installer) devnet(ctx context.Context, final string) error {
-	npm, err := Path("npm")
-	if err != nil {
-		return err
-	}
+func (in *installer) devnet(ctx context.Context, npm, final string) error {
 	node := nodeDir(in.cache)
 	if _, err := os.Stat(node); err != nil {
 		err := in.whole(filepath.Join(in.cache, "node@"+nodeVersion), func(dir string) error {
