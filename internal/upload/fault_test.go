@@ -124,7 +124,7 @@ func TestFaults(t *testing.T) {
 }
 
 // clean empties every table: a new database for each fault would take minutes.
-func clean(t *testing.T, db *sqldb.DB) {
+func clean(t testing.TB, db *sqldb.DB) {
 	t.Helper()
 	if err := db.WriteRelaxed(t.Context(), func(tx *sql.Tx) error {
 		_, err := tx.Exec(`DELETE FROM upload_part; DELETE FROM upload; DELETE FROM blob; DELETE FROM blob_uploader; DELETE FROM blob_garbage`)

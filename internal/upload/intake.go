@@ -24,7 +24,8 @@ type intake struct {
 
 	budget int64 // until the next checkpoint: io.EOF then, err stays nil
 	read   int64 // bytes handed to the Writer in this turn
-	err    error // why no more come; io.EOF at the end of body
+	err    error // why no more come; io.EOF at the end of body, which is done then
+	done   bool
 	asked  int64 // bytes since Allow was asked
 
 	chunk   *[intakeChunk]byte
@@ -62,11 +63,14 @@ func (in *intake) Read(p []byte) (int, error) {
 	in.budget -= int64(n)
 	in.read += int64(n)
 	in.hash(p[:n])
-	if in.err = err; err != nil && err != io.EOF { //nolint:errorlint // io.Reader's own word
+	last := err != nil
+	if in.done = err == io.EOF; in.done || err == nil {
+		in.err = err
+	} else {
 		in.err = fmt.Errorf("%w: %w", ErrBrokenOff, err)
 	}
-	if limit := in.meter(n, err != nil); limit != nil {
-		in.err = limit
+	if limit := in.meter(n, last); limit != nil {
+		in.err, in.done = limit, false
 	}
 	return n, in.err
 }

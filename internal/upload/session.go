@@ -242,10 +242,10 @@ func (u *Uploads) append(ctx context.Context, s *session, body io.Reader, option
 		in.budget = u.checkpoint
 		taken, err := s.writer.ReadFrom(in)
 		in.settle()
-		if err == nil && in.err != nil && in.err != io.EOF {
+		if err == nil && !in.done {
 			err = in.err
 		}
-		bodyErr := in.err != nil && in.err != io.EOF && errors.Is(err, in.err)
+		bodyErr := in.err != nil && !in.done && errors.Is(err, in.err)
 		if taken != in.read && (err == nil || bodyErr) {
 			err, bodyErr = fmt.Errorf("the storage took %d bytes of %d: %w", taken, in.read, err), false
 		}
@@ -256,7 +256,7 @@ func (u *Uploads) append(ctx context.Context, s *session, body io.Reader, option
 		s.offset += taken
 		in.read = 0
 		switch {
-		case in.err == io.EOF:
+		case in.done:
 			return nil
 		case in.err != nil:
 			return in.err

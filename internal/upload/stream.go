@@ -35,7 +35,7 @@ type Session struct {
 // Begin makes an upload for owner. Nothing is stored before its first bytes.
 //
 // Errors: ErrInvalid, ErrTooManyOpen, ErrClosed.
-func (u *Uploads) Begin(_ context.Context, owner syntax.DID, o BeginOptions) (Session, error) {
+func (u *Uploads) Begin(ctx context.Context, owner syntax.DID, o BeginOptions) (Session, error) {
 	if o.Algorithm == "" {
 		o.Algorithm = oci.SHA256
 	}
@@ -59,7 +59,7 @@ func (u *Uploads) Begin(_ context.Context, owner syntax.DID, o BeginOptions) (Se
 		if idle == nil {
 			return Session{ID: s.id, Secret: secret}, nil
 		}
-		u.giveUp(context.Background(), idle, "expired")
+		u.giveUp(ctx, idle, "expired")
 	}
 }
 

@@ -42,7 +42,7 @@ func (c *clock) move(d time.Duration) { c.mu.Lock(); c.t = c.t.Add(d); c.mu.Unlo
 // rig is an Uploads with all that is around it; reopen is a crash and a restart.
 type rig struct {
 	*Uploads
-	t     *testing.T
+	t     testing.TB
 	store blobstore.Store
 	sql   *sqldb.DB
 	db    *faultyDB
@@ -50,7 +50,7 @@ type rig struct {
 	cfg   Config
 }
 
-func newRig(t *testing.T, store blobstore.Store, change func(*Config)) *rig {
+func newRig(t testing.TB, store blobstore.Store, change func(*Config)) *rig {
 	t.Helper()
 	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
 	if err != nil {
@@ -63,7 +63,7 @@ func newRig(t *testing.T, store blobstore.Store, change func(*Config)) *rig {
 	return newRigOn(t, db, store, change)
 }
 
-func newRigOn(t *testing.T, db *sqldb.DB, store blobstore.Store, change func(*Config)) *rig {
+func newRigOn(t testing.TB, db *sqldb.DB, store blobstore.Store, change func(*Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, store: store, sql: db, db: &faultyDB{DB: db}, clock: &clock{t: time.UnixMilli(1_800_000_000_000)}}
 	r.cfg = Config{
