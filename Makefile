@@ -66,7 +66,7 @@ generate: ## write what is generated: types from lexicons/, examples and docs/co
 	done
 	@mv bin/config.md docs/config.md
 
-GENERATED := $$(find api .env.*.example docs/config.md -type f 2>/dev/null | sort | xargs -r sha256sum)
+GENERATED := $$({ find api .env.*.example docs/config.md -type f 2>/dev/null || true; } | sort | xargs -r sha256sum)
 .PHONY: generated
 generated:
 	@before="$(GENERATED)"; $(MAKE) --no-print-directory generate; \
