@@ -1,0 +1,35 @@
+package pds
+
+import (
+	"encoding/binary"
+	"io"
+
+	"github.com/ipfs/go-cid"
+
+	"atcr.io/internal/pds/tree"
+)
+
+// writeCARHeader begins a CAR v1 with one root.
+//
+// Source: https://ipld.io/specs/transport/car/carv1/
+func writeCARHeader(w io.Writer, root cid.Cid) error {
+	raw := root.Bytes()
+	// {"roots": [CID], "version": 1} in DAG-CBOR; a CID is tag 42 over its bytes behind a zero.
+	header := append([]byte{0xa2, 0x65, 'r', 'o', 'o', 't', 's', 0x81, 0xd8, 0x2a, 0x58, byte(len(raw) + 1), 0x00}, raw...)
+	header = append(header, 0x67, 'v', 'e', 'r', 's', 'i', 'o', 'n', 0x01)
+	if _, err := w.Write(binary.AppendUvarint(nil, uint64(len(header)))); err != nil {
+		return err
+	}
+	_, err := w.Write(header)
+	return err
+}
+
+// writeCARBlock adds a block.
+func writeCARBlock(w io.Writer, b tree.Block) error {
+	raw := b.CID.Bytes()
+	if _, err := w.Write(append(binary.AppendUvarint(make([]byte, 0, 64), uint64(len(raw)+len(b.Data))), raw...)); err != nil {
+		return err
+	}
+	_, err := w.Write(b.Data)
+	return err
+}

@@ -1,0 +1,360 @@
+package pds
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	comatproto "github.com/bluesky-social/indigo/api/atproto"
+	"github.com/bluesky-social/indigo/atproto/repo"
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	lexutil "github.com/bluesky-social/indigo/lex/util"
+	"github.com/ipfs/go-cid"
+
+	"atcr.io/internal/pds/tree"
+)
+
+// Result is what Apply did. Where nothing changed, Commit and Rev are those that stand.
+type Result struct {
+	Commit cid.Cid
+	Rev    string
+	Writes []WriteResult // one a write, in order
+}
+
+// WriteResult is where a write's record is.
+type WriteResult struct {
+	URI    syntax.ATURI
+	Action Action  // Create, Update or Delete: what a Put came to
+	CID    cid.Cid // cid.Undef: deleted
+}
+
+// request is an Apply that waits for its commit.
+type request struct {
+	ctx    context.Context
+	writes []encoded
+	bytes  int
+	swap   *cid.Cid
+	result Result
+	err    error
+	done   chan struct{}
+}
+
+// Apply makes all of writes, or none, in one commit; callers that come together share it. On a nil error
+// the commit is durable. swapCommit, where not nil, is the head that must stand.
+//
+// Errors: ErrInvalidRecord, ErrRecordExists, ErrRecordNotFound, ErrInvalidSwap, ErrBlobNotFound; the
+// database's, after which nothing was changed.
+func (r *Repo) Apply(ctx context.Context, writes []Write, swapCommit *cid.Cid) (Result, error) {
+	if len(writes) > MaxCommitOps {
+		return Result{}, fmt.Errorf("%w: %d writes, at most %d are allowed at once", ErrInvalidRecord, len(writes), MaxCommitOps)
+	}
+	q := &request{ctx: ctx, writes: make([]encoded, len(writes)), swap: swapCommit, done: make(chan struct{})}
+	for i, w := range writes {
+		e, err := encode(w)
+		if err != nil {
+			return Result{}, err
+		}
+		q.writes[i], q.bytes = e, q.bytes+len(e.value)
+	}
+	if q.bytes > MaxCommitBytes {
+		return Result{}, fmt.Errorf("%w: the batch has %d bytes, at most %d are allowed at once", ErrInvalidRecord, q.bytes, MaxCommitBytes)
+	}
+	r.mu.Lock()
+	r.waiting = append(r.waiting, q)
+	r.mu.Unlock()
+	// Whoever has the token commits for all who wait; the others find their result, or the token, next.
+	for {
+		select {
+		case <-q.done:
+			return q.result, q.err
+		case r.queue <- struct{}{}:
+			select {
+			case <-q.done:
+			default:
+				r.commitWaiting()
+			}
+			<-r.queue
+		}
+	}
+}
+
+// take is the next group: no path twice, within the limits of a commit, a swap of the commit alone.
+func (r *Repo) take() []*request {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ops, size, n := 0, 0, 0
+	paths := map[string]bool{}
+group:
+	for ; n < len(r.waiting); n++ {
+		q := r.waiting[n]
+		ops, size = ops+len(q.writes), size+q.bytes
+		if n > 0 && (ops > MaxCommitOps || size > MaxCommitBytes || q.swap != nil || r.waiting[0].swap != nil) {
+			break
+		}
+		for i := range q.writes {
+			if n > 0 && paths[q.writes[i].path()] {
+				break group
+			}
+		}
+		for i := range q.writes {
+			paths[q.writes[i].path()] = true
+		}
+	}
+	group := r.waiting[:n:n]
+	r.waiting = append([]*request(nil), r.waiting[n:]...)
+	return group
+}
+
+// commitWaiting makes one commit of the next group. Only who has the token calls it.
+func (r *Repo) commitWaiting() {
+	group := r.take()
+	defer func() {
+		for _, q := range group {
+			close(q.done)
+		}
+	}()
+	// A request that was given up meanwhile must not take the others with it, so the commit has its own context.
+	ctx := context.WithoutCancel(group[0].ctx)
+	if err := r.ensureTree(ctx); err != nil {
+		fail(group, err)
+		return
+	}
+	var ops []Op
+	var blobs []encoded
+	pending := map[string]cid.Cid{}
+	planned := group[:0:0]
+	for _, q := range group {
+		mine, err := r.planRequest(q, pending)
+		if err != nil {
+			q.err = err
+			continue
+		}
+		for _, op := range mine {
+			pending[op.path()] = op.CID
+		}
+		ops, planned = append(ops, mine...), append(planned, q)
+		blobs = append(blobs, q.writes...)
+	}
+	head := r.head
+	if len(ops) > 0 {
+		var err error
+		if head, err = r.commit(ctx, ops, blobs); err != nil {
+			r.tree = nil // it may be ahead of the database, or damaged
+			fail(planned, err)
+			return
+		}
+	}
+	for _, q := range planned {
+		q.result.Commit, q.result.Rev = head.CID, head.Rev
+	}
+	if len(ops) == 0 {
+		return
+	}
+	r.mu.Lock()
+	hooks := r.hooks
+	r.mu.Unlock()
+	for _, hook := range hooks {
+		hook(ops)
+	}
+}
+
+func fail(group []*request, err error) {
+	for _, q := range group {
+		if q.err == nil {
+			q.err = err
+		}
+	}
+}
+
+// ensureTree loads the tree again after an error dropped it.
+func (r *Repo) ensureTree(ctx context.Context) error {
+	if r.tree != nil {
+		return nil
+	}
+	return r.load(ctx)
+}
+
+func (r *Repo) planRequest(q *request, pending map[string]cid.Cid) ([]Op, error) {
+	if err := q.ctx.Err(); err != nil {
+		return nil, err
+	}
+	if q.swap != nil && *q.swap != r.head.CID {
+		return nil, fmt.Errorf("%w: the head is %s", ErrInvalidSwap, r.head.CID)
+	}
+	for i := range q.writes {
+		if w := &q.writes[i]; w.Rkey == "" {
+			w.Rkey = syntax.RecordKey(r.nextRkey())
+		}
+	}
+	ops, err := plan(r.tree, pending, q.writes)
+	if err != nil {
+		return nil, err
+	}
+	q.result.Writes = make([]WriteResult, len(q.writes))
+	for i := range q.writes {
+		w := &q.writes[i]
+		out := WriteResult{URI: syntax.ATURI("at://" + r.did.String() + "/" + w.path()), Action: w.Action, CID: w.cid}
+		if w.Action == Put {
+			out.Action = Create
+			if prev, err := r.tree.Get(w.path()); err == nil && prev.Defined() {
+				out.Action = Update
+			}
+		}
+		q.result.Writes[i] = out
+	}
+	return ops, nil
+}
+
+// nextRkey is a TID that no record of this repo was given before.
+func (r *Repo) nextRkey() string {
+	r.lastRkey = r.nextRev(max(r.lastRkey, r.head.Rev))
+	return r.lastRkey
+}
+
+// commit makes ops the newest commit: tree, signature, check, and one transaction for records, head and frame.
+func (r *Repo) commit(ctx context.Context, ops []Op, writes []encoded) (Head, error) {
+	for _, op := range ops {
+		if err := r.tree.Set(op.path(), op.CID); err != nil {
+			return Head{}, fmt.Errorf("tree: %w", err)
+		}
+	}
+	root, nodes, err := r.tree.Diff(ctx)
+	if err != nil {
+		return Head{}, fmt.Errorf("tree: %w", err)
+	}
+	head, err := r.sign(root, r.nextRev(r.head.Rev))
+	if err != nil {
+		return Head{}, err
+	}
+	message, err := r.commitMessage(head, ops, nodes)
+	if err != nil {
+		return Head{}, err
+	}
+	if err := verify(ctx, message); err != nil {
+		return Head{}, fmt.Errorf("a commit that a relay would refuse was not made: %w", err)
+	}
+	err = r.host.publish(ctx, func(tx *sql.Tx, add func(eventBody) error) error {
+		if err := r.store(ctx, tx, ops, writes, head); err != nil {
+			return err
+		}
+		return add(commitEvent(message))
+	})
+	if err != nil {
+		return Head{}, err
+	}
+	r.head = head
+	return head, nil
+}
+
+func (r *Repo) commitMessage(head Head, ops []Op, nodes []tree.Block) (*comatproto.SyncSubscribeRepos_Commit, error) {
+	var car bytes.Buffer
+	blocks := append([]tree.Block{{CID: head.CID, Data: head.block}}, nodes...)
+	prevData, since := lexutil.LexLink(r.head.Data), r.head.Rev
+	m := &comatproto.SyncSubscribeRepos_Commit{
+		Blobs: []lexutil.LexLink{}, Commit: lexutil.LexLink(head.CID), PrevData: &prevData, Repo: r.did.String(), Rev: head.Rev, Since: &since,
+		Ops: make([]*comatproto.SyncSubscribeRepos_RepoOp, 0, len(ops)),
+	}
+	for _, op := range ops {
+		out := &comatproto.SyncSubscribeRepos_RepoOp{Path: op.path(), Action: "create"}
+		if op.CID.Defined() {
+			out.Cid = (*lexutil.LexLink)(&op.CID)
+			blocks = append(blocks, tree.Block{CID: op.CID, Data: op.Value})
+		}
+		if op.Prev.Defined() {
+			out.Prev, out.Action = (*lexutil.LexLink)(&op.Prev), "update"
+		}
+		if !op.CID.Defined() {
+			out.Action = "delete"
+		}
+		m.Ops = append(m.Ops, out)
+	}
+	err := writeCARHeader(&car, head.CID)
+	seen := cid.NewSet()
+	for _, b := range blocks {
+		if seen.Visit(b.CID) {
+			err = errors.Join(err, writeCARBlock(&car, b))
+		}
+	}
+	m.Blocks = car.Bytes()
+	return m, err
+}
+
+// verify does what a strict relay does: parse the CAR, invert the ops, and reach prevData.
+func verify(ctx context.Context, m *comatproto.SyncSubscribeRepos_Commit) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("verify: %v", p)
+		}
+	}()
+	for _, op := range m.Ops {
+		if (op.Action == "update" || op.Action == "delete") && op.Prev == nil {
+			return fmt.Errorf("%s of %s has no prev", op.Action, op.Path) // indigo would let it pass
+		}
+	}
+	check := *m
+	check.Time = syntax.DatetimeNow().String()
+	_, err = repo.VerifyCommitMessage(ctx, &check)
+	return err
+}
+
+// store writes the rows of a commit.
+func (r *Repo) store(ctx context.Context, tx *sql.Tx, ops []Op, writes []encoded, head Head) error {
+	put, err := tx.PrepareContext(ctx, `INSERT INTO record (did, collection, rkey, cid, value, rev) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT (did, collection, rkey) DO UPDATE SET cid = excluded.cid, value = excluded.value, rev = excluded.rev`)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = put.Close() }()
+	did := r.did.String()
+	for _, op := range ops {
+		if op.Prev.Defined() {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM atblob_ref WHERE did = ? AND collection = ? AND rkey = ?`, did, op.Collection.String(), op.Rkey.String()); err != nil {
+				return err
+			}
+		}
+		if op.CID.Defined() {
+			_, err = put.ExecContext(ctx, did, op.Collection.String(), op.Rkey.String(), op.CID.Bytes(), op.Value, head.Rev)
+		} else {
+			_, err = tx.ExecContext(ctx, `DELETE FROM record WHERE did = ? AND collection = ? AND rkey = ?`, did, op.Collection.String(), op.Rkey.String())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for i := range writes {
+		if err := r.refer(ctx, tx, &writes[i]); err != nil {
+			return err
+		}
+	}
+	res, err := tx.ExecContext(ctx, `UPDATE repo SET head = ?, head_block = ?, data = ?, rev = ? WHERE did = ? AND head = ?`,
+		head.CID.Bytes(), head.block, head.Data.Bytes(), head.Rev, did, r.head.CID.Bytes())
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n != 1 {
+		return fmt.Errorf("the head in the database is another: %w", errors.Join(ErrCorrupt, err))
+	}
+	return nil
+}
+
+// refer notes which blobs a record names; all must be here.
+func (r *Repo) refer(ctx context.Context, tx *sql.Tx, w *encoded) error {
+	for _, b := range w.blobs {
+		c := b.Ref.String()
+		var one int
+		err := tx.QueryRowContext(ctx, `SELECT 1 FROM atblob WHERE did = ? AND cid = ?`, r.did.String(), c).Scan(&one)
+		if errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("%w: %s names %s; upload it first", ErrBlobNotFound, w.path(), c)
+		}
+		if err == nil {
+			_, err = tx.ExecContext(ctx, `INSERT OR IGNORE INTO atblob_ref (did, cid, collection, rkey) VALUES (?, ?, ?, ?)`,
+				r.did.String(), c, w.Collection.String(), w.Rkey.String())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

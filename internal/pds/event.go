@@ -1,0 +1,222 @@
+package pds
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	comatproto "github.com/bluesky-social/indigo/api/atproto"
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	lexutil "github.com/bluesky-social/indigo/lex/util"
+
+	"atcr.io/internal/pds/tree"
+)
+
+const (
+	// KeepEvents is how long events can be asked for.
+	KeepEvents = 72 * time.Hour
+	ringEvents = 512
+	pageEvents = 256
+)
+
+// Event is a frame of the firehose.
+type Event struct {
+	Seq   int64
+	Frame []byte // header and body, as they go onto the wire
+}
+
+// eventBody is an event before it has its place in the sequence.
+type eventBody struct {
+	kind   string // "#commit"
+	encode func(seq int64, at string, w io.Writer) error
+}
+
+func commitEvent(m *comatproto.SyncSubscribeRepos_Commit) eventBody {
+	return eventBody{"#commit", func(seq int64, at string, w io.Writer) error {
+		m.Seq, m.Time = seq, at
+		return m.MarshalCBOR(w)
+	}}
+}
+
+func identityEvent(did syntax.DID, handle string) eventBody {
+	return eventBody{"#identity", func(seq int64, at string, w io.Writer) error {
+		m := comatproto.SyncSubscribeRepos_Identity{Did: did.String(), Seq: seq, Time: at}
+		if handle != "" {
+			m.Handle = &handle
+		}
+		return m.MarshalCBOR(w)
+	}}
+}
+
+func accountEvent(did syntax.DID) eventBody {
+	return eventBody{"#account", func(seq int64, at string, w io.Writer) error {
+		m := comatproto.SyncSubscribeRepos_Account{Active: true, Did: did.String(), Seq: seq, Time: at}
+		return m.MarshalCBOR(w)
+	}}
+}
+
+func syncEvent(did syntax.DID, head Head) eventBody {
+	return eventBody{"#sync", func(seq int64, at string, w io.Writer) error {
+		var car bytes.Buffer
+		err := errors.Join(writeCARHeader(&car, head.CID), writeCARBlock(&car, tree.Block{CID: head.CID, Data: head.block}))
+		if err != nil {
+			return err
+		}
+		m := comatproto.SyncSubscribeRepos_Sync{Blocks: lexutil.LexBytes(car.Bytes()), Did: did.String(), Rev: head.Rev, Seq: seq, Time: at}
+		return m.MarshalCBOR(w)
+	}}
+}
+
+// frame is {"op": 1, "t": kind} and the body, both DRISL-CBOR.
+func (b eventBody) frame(seq int64, at time.Time) ([]byte, error) {
+	var out bytes.Buffer
+	out.Write([]byte{0xa2, 0x61, 't', 0x60 | byte(len(b.kind))})
+	out.WriteString(b.kind)
+	out.Write([]byte{0x62, 'o', 'p', 0x01})
+	if err := b.encode(seq, at.UTC().Format("2006-01-02T15:04:05.000Z"), &out); err != nil {
+		return nil, fmt.Errorf("encode %s: %w", b.kind, err)
+	}
+	return out.Bytes(), nil
+}
+
+// events is the host's one sequence: the newest in a ring, all of the last days in the table.
+type events struct {
+	db queryer
+
+	publishing sync.Mutex // held from the choice of a seq to its COMMIT
+	last       int64
+
+	mu     sync.Mutex
+	ring   []Event
+	newer  chan struct{} // closed when there are newer ones
+	closed bool
+}
+
+func openEvents(ctx context.Context, db interface{ Reader() *sql.DB }) (*events, error) {
+	e := &events{db: db.Reader(), newer: make(chan struct{})}
+	err := db.Reader().QueryRowContext(ctx, `SELECT coalesce(max(seq), 0) FROM event`).Scan(&e.last)
+	if err != nil {
+		return nil, err
+	}
+	recent, err := e.stored(ctx, 0, ringEvents, "DESC")
+	if err != nil {
+		return nil, err
+	}
+	for i := len(recent) - 1; i >= 0; i-- {
+		e.ring = append(e.ring, recent[i])
+	}
+	return e, nil
+}
+
+func (e *events) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.closed {
+		e.closed = true
+		close(e.newer)
+	}
+}
+
+func (e *events) isClosed() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.closed
+}
+
+// publish runs fn in the one transaction that makes its rows and its events durable together, and wakes
+// subscribers after COMMIT.
+func (h *Host) publish(ctx context.Context, fn func(tx *sql.Tx, add func(eventBody) error) error) error {
+	e := h.events
+	e.publishing.Lock()
+	defer e.publishing.Unlock()
+	var fresh []Event
+	seq := e.last
+	err := h.db.Write(ctx, func(tx *sql.Tx) error {
+		return fn(tx, func(b eventBody) error {
+			now := h.now()
+			seq = max(seq+1, now.UnixMicro()) // by time, so that a restored host never falls behind a relay's cursor
+			frame, err := b.frame(seq, now)
+			if err != nil {
+				return err
+			}
+			fresh = append(fresh, Event{Seq: seq, Frame: frame})
+			_, err = tx.ExecContext(ctx, `INSERT INTO event (seq, time, frame) VALUES (?, ?, ?)`, seq, now.UnixMilli(), frame)
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	e.last = seq
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ring = append(e.ring, fresh...)
+	if over := len(e.ring) - ringEvents; over > 0 {
+		e.ring = append([]Event(nil), e.ring[over:]...)
+	}
+	if !e.closed {
+		close(e.newer)
+		e.newer = make(chan struct{})
+	}
+	return nil
+}
+
+// after is what comes behind cursor: at most a page, from memory where it is there. none says how to wait.
+func (e *events) after(ctx context.Context, cursor int64) (page []Event, none <-chan struct{}, err error) {
+	e.mu.Lock()
+	newer := e.newer
+	if len(e.ring) == 0 || cursor >= e.ring[len(e.ring)-1].Seq {
+		e.mu.Unlock()
+		return nil, newer, nil
+	}
+	if cursor >= e.ring[0].Seq {
+		i := 0
+		for e.ring[i].Seq <= cursor {
+			i++
+		}
+		page = append(page, e.ring[i:min(len(e.ring), i+pageEvents)]...)
+		e.mu.Unlock()
+		return page, nil, nil
+	}
+	e.mu.Unlock()
+	page, err = e.stored(ctx, cursor, pageEvents, "ASC")
+	return page, newer, err
+}
+
+// stored reads events behind cursor from the table.
+func (e *events) stored(ctx context.Context, cursor int64, limit int, order string) ([]Event, error) {
+	rows, err := e.db.QueryContext(ctx, `SELECT seq, frame FROM event WHERE seq > ? ORDER BY seq `+order+` LIMIT ?`, cursor, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	var out []Event
+	for rows.Next() {
+		var event Event
+		if err := rows.Scan(&event.Seq, &event.Frame); err != nil {
+			return nil, err
+		}
+		out = append(out, event)
+	}
+	return out, rows.Err()
+}
+
+// bounds are the first and last seq that can be asked for, 0 and the last where there is none.
+func (e *events) bounds(ctx context.Context) (first, last int64, err error) {
+	err = e.db.QueryRowContext(ctx, `SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM event`).Scan(&first, &last)
+	return first, last, err
+}
+
+// Prune deletes events older than KeepEvents, a bounded number a call.
+func (h *Host) Prune(ctx context.Context) error {
+	return h.db.Write(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM event WHERE seq IN (SELECT seq FROM event WHERE time < ? ORDER BY seq LIMIT 5000)`,
+			h.now().Add(-KeepEvents).UnixMilli())
+		return err
+	})
+}

@@ -1,0 +1,146 @@
+package pds
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	"github.com/ipfs/go-cid"
+
+	"atcr.io/internal/pds/tree"
+)
+
+// Record is a stored record.
+type Record struct {
+	URI   syntax.ATURI
+	Rkey  syntax.RecordKey
+	CID   cid.Cid
+	Value json.RawMessage
+}
+
+// GetRecord reads a record. Errors: ErrRecordNotFound.
+func (r *Repo) GetRecord(ctx context.Context, collection syntax.NSID, rkey syntax.RecordKey) (Record, error) {
+	row := r.host.db.Reader().QueryRowContext(ctx, `SELECT rkey, cid, value FROM record WHERE did = ? AND collection = ? AND rkey = ?`,
+		r.did.String(), collection.String(), rkey.String())
+	record, err := r.scan(collection, row)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Record{}, fmt.Errorf("%w: %s/%s", ErrRecordNotFound, collection, rkey)
+	}
+	return record, err
+}
+
+// ListRecords reads up to limit records of a collection behind cursor (an rkey, "" for the beginning), by
+// rkey from the greatest down, reverse from the smallest up.
+func (r *Repo) ListRecords(ctx context.Context, collection syntax.NSID, limit int, cursor string, reverse bool) ([]Record, error) {
+	query := `SELECT rkey, cid, value FROM record WHERE did = ? AND collection = ? AND (? = '' OR rkey < ?) ORDER BY rkey DESC LIMIT ?`
+	if reverse {
+		query = `SELECT rkey, cid, value FROM record WHERE did = ? AND collection = ? AND (? = '' OR rkey > ?) ORDER BY rkey LIMIT ?`
+	}
+	rows, err := r.host.db.Reader().QueryContext(ctx, query, r.did.String(), collection.String(), cursor, cursor, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	var out []Record
+	for rows.Next() {
+		record, err := r.scan(collection, rows)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, record)
+	}
+	return out, rows.Err()
+}
+
+func (r *Repo) scan(collection syntax.NSID, row interface{ Scan(...any) error }) (Record, error) {
+	var rkey string
+	var rawCID, value []byte
+	if err := row.Scan(&rkey, &rawCID, &value); err != nil {
+		return Record{}, err
+	}
+	c, err := cid.Cast(rawCID)
+	if err != nil {
+		return Record{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	text, err := recordJSON(value)
+	uri := syntax.ATURI("at://" + r.did.String() + "/" + collection.String() + "/" + rkey)
+	return Record{URI: uri, Rkey: syntax.RecordKey(rkey), CID: c, Value: text}, err
+}
+
+// Collections are the collections that have records.
+func (r *Repo) Collections(ctx context.Context) ([]string, error) {
+	rows, err := r.host.db.Reader().QueryContext(ctx, `SELECT DISTINCT collection FROM record WHERE did = ? ORDER BY collection`, r.did.String())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := []string{}
+	for rows.Next() {
+		var c string
+		if err := rows.Scan(&c); err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, rows.Err()
+}
+
+// Export writes the whole repo at its head as a CAR: the commit, then nodes and records in pre-order. Only
+// what can be reached from the head is in it. It reads one snapshot; writers go on.
+func (r *Repo) Export(ctx context.Context, w io.Writer) error {
+	tx, err := r.host.db.Reader().BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	head, err := readHead(ctx, tx, r.did)
+	if err != nil {
+		return err
+	}
+	t, err := loadTree(ctx, tx, r.did)
+	if err != nil {
+		return err
+	}
+	root, err := t.Root()
+	if err != nil {
+		return err
+	}
+	if root != head.Data {
+		return fmt.Errorf("%w: the records do not make the head's tree", ErrCorrupt)
+	}
+	out := bufio.NewWriterSize(w, 64<<10)
+	if err := errors.Join(writeCARHeader(out, head.CID), writeCARBlock(out, tree.Block{CID: head.CID, Data: head.block})); err != nil {
+		return err
+	}
+	value, err := tx.PrepareContext(ctx, `SELECT value FROM record WHERE did = ? AND collection = ? AND rkey = ?`)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = value.Close() }()
+	seen := cid.NewSet() // equal records share a block
+	err = t.Walk(
+		func(b tree.Block) error { return writeCARBlock(out, b) },
+		func(path string, c cid.Cid) error {
+			if !seen.Visit(c) {
+				return nil
+			}
+			collection, rkey, err := syntax.ParseRepoPath(path)
+			if err != nil {
+				return fmt.Errorf("%w: %w", ErrCorrupt, err)
+			}
+			b := tree.Block{CID: c}
+			if err := value.QueryRowContext(ctx, r.did.String(), collection.String(), rkey.String()).Scan(&b.Data); err != nil {
+				return err
+			}
+			return writeCARBlock(out, b)
+		})
+	if err != nil {
+		return err
+	}
+	return out.Flush()
+}

@@ -1,0 +1,218 @@
+package pds
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/atcrypto"
+	"github.com/bluesky-social/indigo/atproto/repo"
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	"github.com/ipfs/go-cid"
+	"github.com/multiformats/go-multihash"
+
+	"atcr.io/internal/pds/tree"
+)
+
+// Repo is one account's records. Safe for concurrent use.
+type Repo struct {
+	host   *Host
+	did    syntax.DID
+	key    atcrypto.PrivateKey
+	handle string
+
+	mu      sync.Mutex // of waiting and hooks
+	waiting []*request
+	hooks   []func([]Op)
+	queue   chan struct{} // one token: who has it commits
+	// The rest belongs to who commits.
+	tree     *tree.Tree
+	lastRkey string
+	head     Head
+}
+
+// Head is the newest commit.
+type Head struct {
+	CID   cid.Cid
+	Data  cid.Cid // root of the tree
+	Rev   string
+	block []byte
+}
+
+// Op is a change that a commit made.
+type Op struct {
+	Collection syntax.NSID
+	Rkey       syntax.RecordKey
+	CID        cid.Cid // cid.Undef: deleted
+	Prev       cid.Cid // cid.Undef: created
+	Value      []byte  // DRISL-CBOR; nil: deleted
+}
+
+func (o Op) path() string { return o.Collection.String() + "/" + o.Rkey.String() }
+
+// DID is whose repo it is.
+func (r *Repo) DID() syntax.DID { return r.did }
+
+// Handle is the account's handle, "" where it has none.
+func (r *Repo) Handle() string { return r.handle }
+
+// OnCommit has fn called after each commit, in their order, by the one who commits: it must be quick.
+func (r *Repo) OnCommit(fn func([]Op)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hooks = append(r.hooks, fn)
+}
+
+// Head is the newest commit. Errors: the database's.
+func (r *Repo) Head(ctx context.Context) (Head, error) {
+	return readHead(ctx, r.host.db.Reader(), r.did)
+}
+
+type queryer interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func readHead(ctx context.Context, q queryer, did syntax.DID) (Head, error) {
+	var h Head
+	var head, data []byte
+	err := q.QueryRowContext(ctx, `SELECT head, head_block, data, rev FROM repo WHERE did = ?`, did.String()).Scan(&head, &h.block, &data, &h.Rev)
+	if err != nil {
+		return h, err
+	}
+	if h.CID, err = cid.Cast(head); err != nil {
+		return h, fmt.Errorf("%w: head: %w", ErrCorrupt, err)
+	}
+	if h.Data, err = cid.Cast(data); err != nil {
+		return h, fmt.Errorf("%w: data: %w", ErrCorrupt, err)
+	}
+	return h, nil
+}
+
+// load builds the tree from the record rows and compares it with the head, which must be signed with
+// the repo's key. Errors: sql.ErrNoRows where there is no repo; ErrCorrupt.
+func (r *Repo) load(ctx context.Context) error {
+	tx, err := r.host.db.Reader().BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	head, err := readHead(ctx, tx, r.did)
+	if err != nil {
+		return err
+	}
+	var commit repo.Commit
+	if err := commit.UnmarshalCBOR(bytes.NewReader(head.block)); err != nil {
+		return fmt.Errorf("%w: head: %w", ErrCorrupt, err)
+	}
+	public, err := r.key.PublicKey()
+	if err != nil {
+		return err
+	}
+	if err := commit.VerifySignature(public); err != nil {
+		return fmt.Errorf("%w: the newest commit was signed with another key; restore the key file that belongs to this database", ErrCorrupt)
+	}
+	t, err := loadTree(ctx, tx, r.did)
+	if err != nil {
+		return err
+	}
+	root, err := t.Root()
+	if err != nil {
+		return err
+	}
+	if root != head.Data || commit.Data != root || commit.Rev != head.Rev {
+		return fmt.Errorf("%w: the records make the tree %s, the newest commit names %s; restore the database from a backup", ErrCorrupt, root, head.Data)
+	}
+	r.tree, r.head = t, head
+	return nil
+}
+
+func loadTree(ctx context.Context, q queryer, did syntax.DID) (*tree.Tree, error) {
+	t := tree.New()
+	rows, err := q.QueryContext(ctx, `SELECT collection, rkey, cid FROM record WHERE did = ?`, did.String())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var collection, rkey string
+		var raw []byte
+		if err := rows.Scan(&collection, &rkey, &raw); err != nil {
+			return nil, err
+		}
+		c, err := cid.Cast(raw)
+		if err == nil {
+			err = t.Set(collection+"/"+rkey, c)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: record %s/%s: %w", ErrCorrupt, collection, rkey, err)
+		}
+	}
+	return t, rows.Err()
+}
+
+// create makes the first, empty commit, and announces the account.
+func (r *Repo) create(ctx context.Context) error {
+	t := tree.New()
+	root, _, err := t.Diff(ctx)
+	if err != nil {
+		return err
+	}
+	head, err := r.sign(root, r.nextRev(""))
+	if err != nil {
+		return err
+	}
+	err = r.host.publish(ctx, func(tx *sql.Tx, add func(eventBody) error) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO repo (did, handle, head, head_block, data, rev) VALUES (?, ?, ?, ?, ?, ?)`,
+			r.did.String(), r.handle, head.CID.Bytes(), head.block, head.Data.Bytes(), head.Rev)
+		if err != nil {
+			return err
+		}
+		return errors.Join(add(identityEvent(r.did, r.handle)), add(accountEvent(r.did)), add(syncEvent(r.did, head)))
+	})
+	if err != nil {
+		return err
+	}
+	r.tree, r.head = t, head
+	return nil
+}
+
+// sign makes the commit over root.
+func (r *Repo) sign(root cid.Cid, rev string) (Head, error) {
+	commit := repo.Commit{DID: r.did.String(), Version: repo.ATPROTO_REPO_VERSION, Data: root, Rev: rev}
+	if err := commit.Sign(r.key); err != nil {
+		return Head{}, fmt.Errorf("sign commit: %w", err)
+	}
+	var b bytes.Buffer
+	if err := commit.MarshalCBOR(&b); err != nil {
+		return Head{}, err
+	}
+	return Head{CID: cborCID(b.Bytes()), Data: root, Rev: rev, block: b.Bytes()}, nil
+}
+
+// nextRev is a TID after the last one, whatever the clock does.
+func (r *Repo) nextRev(last string) string {
+	next := syntax.NewTIDFromTime(r.host.now(), 0)
+	if last != "" && next.String() <= last {
+		previous := syntax.TID(last)
+		next = syntax.NewTIDFromTime(previous.Time().Add(time.Microsecond), previous.ClockID())
+	}
+	return next.String()
+}
+
+// cborCID is the CID of a DRISL-CBOR block.
+func cborCID(b []byte) cid.Cid { return sumCID(cid.DagCBOR, b) }
+
+func sumCID(codec uint64, b []byte) cid.Cid {
+	sum := sha256.Sum256(b)
+	hash, err := multihash.Encode(sum[:], multihash.SHA2_256)
+	if err != nil {
+		panic("pds: " + err.Error()) // a sha256 can always be encoded
+	}
+	return cid.NewCidV1(codec, hash)
+}

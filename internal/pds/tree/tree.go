@@ -1,0 +1,129 @@
+// Package tree is the Merkle search tree of a repo: the only place that knows indigo's tree and its traps.
+//
+// It owns the tree in memory and its blocks, and refuses to own records and commits.
+//
+// Source: https://atproto.com/specs/repository, "MST Structure".
+package tree
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/bluesky-social/indigo/atproto/repo/mst"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	blockstore "github.com/ipfs/go-ipfs-blockstore"
+)
+
+// Tree maps paths (collection/rkey) to CIDs of records. Not safe for concurrent use. After an error it may
+// be damaged: drop it and load it again.
+type Tree struct{ t mst.Tree }
+
+// Block is an encoded node.
+type Block struct {
+	CID  cid.Cid
+	Data []byte
+}
+
+// New is the empty tree.
+func New() *Tree { return &Tree{t: mst.NewEmptyTree()} }
+
+// Get is the CID at path, cid.Undef where there is none.
+func (t *Tree) Get(path string) (cid.Cid, error) {
+	c, err := t.t.Get([]byte(path))
+	if err != nil || c == nil {
+		return cid.Undef, err
+	}
+	return *c, nil
+}
+
+// Set puts c at path; cid.Undef removes it.
+func (t *Tree) Set(path string, c cid.Cid) error {
+	if c.Defined() {
+		_, err := t.t.Insert([]byte(path), c)
+		return err
+	}
+	if _, err := t.t.Remove([]byte(path)); err != nil {
+		return err
+	}
+	if t.t.IsEmpty() {
+		t.t = mst.NewEmptyTree() // an emptied tree keeps its height, and would then give a wrong root
+	}
+	return nil
+}
+
+// Root is the CID of the root node. Changes since the last Diff are no longer in the next one.
+func (t *Tree) Root() (cid.Cid, error) {
+	c, err := t.t.RootCID()
+	if err != nil {
+		return cid.Undef, err
+	}
+	return *c, nil
+}
+
+// Diff is the root, and the nodes that changed or prove a change since the last Diff or Root. The root's
+// own node is always among them.
+func (t *Tree) Diff(ctx context.Context) (cid.Cid, []Block, error) {
+	sink := &collector{}
+	root, err := t.t.WriteDiffBlocks(ctx, sink)
+	if err != nil {
+		return cid.Undef, nil, err
+	}
+	for _, b := range sink.blocks {
+		if b.CID == *root {
+			return *root, sink.blocks, nil
+		}
+	}
+	data := t.t.Root.NodeData()
+	raw, c, err := data.Bytes()
+	if err != nil {
+		return cid.Undef, nil, err
+	}
+	if *c != *root {
+		return cid.Undef, nil, fmt.Errorf("root node has CID %s, tree says %s", c, root)
+	}
+	return *root, append([]Block{{CID: *c, Data: raw}}, sink.blocks...), nil
+}
+
+// Walk calls node for each node before its children, and record for each record, all in the order of paths.
+// The tree must be whole and clean (after Root or Diff).
+func (t *Tree) Walk(node func(Block) error, record func(path string, c cid.Cid) error) error {
+	return walk(t.t.Root, node, record)
+}
+
+func walk(n *mst.Node, node func(Block) error, record func(string, cid.Cid) error) error {
+	data := n.NodeData()
+	raw, c, err := data.Bytes()
+	if err != nil {
+		return err
+	}
+	if err := node(Block{CID: *c, Data: raw}); err != nil {
+		return err
+	}
+	for i := range n.Entries {
+		e := &n.Entries[i]
+		switch {
+		case e.IsValue():
+			err = record(string(e.Key), *e.Value)
+		case e.Child != nil:
+			err = walk(e.Child, node, record)
+		default:
+			err = mst.ErrPartialTree
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// collector is a block store that keeps what it is given. The tree calls Put alone.
+type collector struct {
+	blockstore.Blockstore
+	blocks []Block
+}
+
+func (c *collector) Put(_ context.Context, b blocks.Block) error {
+	c.blocks = append(c.blocks, Block{CID: b.Cid(), Data: b.RawData()})
+	return nil
+}

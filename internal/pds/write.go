@@ -1,0 +1,151 @@
+package pds
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/bluesky-social/indigo/atproto/atdata"
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	"github.com/ipfs/go-cid"
+
+	"atcr.io/internal/pds/tree"
+)
+
+// Limits of a commit. What is over them is refused, or goes into the next commit.
+const (
+	MaxRecordBytes = 1_000_000 // the spec's; indigo allows 1 MiB
+	MaxCommitOps   = 200
+	MaxCommitBytes = 2_000_000
+	maxJSONDepth   = 32
+)
+
+// Action is what a write does.
+type Action int
+
+// The actions. Put is a create or an update, and nothing where the record is equal already.
+const (
+	Create Action = iota + 1
+	Update
+	Put
+	Delete
+)
+
+// Write is a change that is asked for.
+type Write struct {
+	Action     Action
+	Collection syntax.NSID
+	Rkey       syntax.RecordKey // "": a new TID, for Create
+	Value      json.RawMessage  // the record as JSON; without $type the collection's is set
+	// SwapRecord, where not nil, is what must stand there: cid.Undef for nothing.
+	SwapRecord *cid.Cid
+}
+
+// encoded is a write whose record was checked.
+type encoded struct {
+	Write
+	cid   cid.Cid
+	value []byte
+	blobs []atdata.Blob
+}
+
+func (w *encoded) path() string { return w.Collection.String() + "/" + w.Rkey.String() }
+
+// encode checks a write as far as that is possible without the repo. Errors: ErrInvalidRecord.
+func encode(w Write) (encoded, error) {
+	e := encoded{Write: w}
+	if _, err := syntax.ParseNSID(w.Collection.String()); err != nil {
+		return e, fmt.Errorf("%w: collection: %w", ErrInvalidRecord, err)
+	}
+	if w.Rkey != "" || w.Action != Create {
+		if _, err := syntax.ParseRecordKey(w.Rkey.String()); err != nil {
+			return e, fmt.Errorf("%w: record key: %w", ErrInvalidRecord, err)
+		}
+	}
+	if w.Action == Delete {
+		return e, nil
+	}
+	if err := checkJSONDepth(w.Value); err != nil {
+		return e, err
+	}
+	data, err := atdata.UnmarshalJSON(w.Value)
+	if err != nil {
+		return e, fmt.Errorf("%w: %w", ErrInvalidRecord, err)
+	}
+	switch kind, present := data["$type"]; {
+	case !present:
+		data["$type"] = w.Collection.String()
+	case kind != w.Collection.String():
+		return e, fmt.Errorf("%w: $type is %q, the collection %s", ErrInvalidRecord, kind, w.Collection)
+	}
+	if e.value, err = atdata.MarshalCBOR(data); err != nil {
+		return e, fmt.Errorf("%w: %w", ErrInvalidRecord, err)
+	}
+	if len(e.value) > MaxRecordBytes {
+		return e, fmt.Errorf("%w: the record has %d bytes, at most %d are allowed", ErrInvalidRecord, len(e.value), MaxRecordBytes)
+	}
+	e.cid, e.blobs = cborCID(e.value), atdata.ExtractBlobs(data)
+	return e, nil
+}
+
+// checkJSONDepth refuses nesting that would cost a decoder its stack.
+func checkJSONDepth(raw []byte) error {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	for depth := 0; ; {
+		token, err := d.Token()
+		if err != nil {
+			return nil //nolint:nilerr // what is no JSON is said by the decoder that follows
+		}
+		switch token {
+		case json.Delim('{'), json.Delim('['):
+			if depth++; depth > maxJSONDepth {
+				return fmt.Errorf("%w: nested deeper than %d levels", ErrInvalidRecord, maxJSONDepth)
+			}
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+	}
+}
+
+// recordJSON is a stored record as JSON.
+func recordJSON(value []byte) (json.RawMessage, error) {
+	data, err := atdata.UnmarshalCBOR(value)
+	if err != nil {
+		return nil, fmt.Errorf("%w: record: %w", ErrCorrupt, err)
+	}
+	return json.Marshal(data)
+}
+
+// plan turns writes into ops on top of pending, which is on top of the tree. It changes neither.
+func plan(t *tree.Tree, pending map[string]cid.Cid, writes []encoded) ([]Op, error) {
+	ops := make([]Op, 0, len(writes))
+	mine := make(map[string]bool, len(writes))
+	for i := range writes {
+		w := &writes[i]
+		path := w.path()
+		if mine[path] {
+			return nil, fmt.Errorf("%w: %s is written twice in one batch", ErrInvalidRecord, path)
+		}
+		mine[path] = true
+		prev, ok := pending[path]
+		if !ok {
+			var err error
+			if prev, err = t.Get(path); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrInvalidRecord, err)
+			}
+		}
+		if w.SwapRecord != nil && *w.SwapRecord != prev {
+			return nil, fmt.Errorf("%w: %s", ErrInvalidSwap, path)
+		}
+		switch {
+		case w.Action == Create && prev.Defined():
+			return nil, fmt.Errorf("%w: %s", ErrRecordExists, path)
+		case (w.Action == Update || w.Action == Delete) && !prev.Defined():
+			return nil, fmt.Errorf("%w: %s", ErrRecordNotFound, path)
+		case w.cid == prev:
+			continue // nothing changes, so no op: a relay refuses an update to the same
+		}
+		ops = append(ops, Op{Collection: w.Collection, Rkey: w.Rkey, CID: w.cid, Prev: prev, Value: w.value})
+	}
+	return ops, nil
+}
