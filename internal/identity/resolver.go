@@ -1,0 +1,221 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/atcrypto"
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/singleflight"
+
+	"atcr.io/internal/httpx"
+)
+
+const (
+	freshFor       = 10 * time.Minute
+	staleFor       = 24 * time.Hour // believed so long while the directory is down
+	failureFor     = 20 * time.Second
+	lookupTimeout  = 10 * time.Second
+	cachedEntries  = 20_000
+	maxLookups     = 64 // at once
+	refreshEvery   = 30 * time.Second
+	maxRefreshes   = 30 // in refreshEvery, of all
+	maxAnswerBytes = 256 << 10
+)
+
+// Config is what New needs.
+type Config struct {
+	// PLCURL is the directory of did:plc, the operator's choice and so not guarded.
+	PLCURL string
+	// HandleResolverURL, where set, is a server with com.atproto.identity.resolveHandle that is asked first;
+	// the operator's choice too.
+	HandleResolverURL string
+	// AllowPrivate allows http and private addresses for did:web and handles.
+	AllowPrivate bool
+	UserAgent    string
+	Logger       *slog.Logger
+	Now          func() time.Time // nil: time.Now
+}
+
+// Resolver finds identities. Safe for concurrent use.
+type Resolver struct {
+	config  Config
+	guarded *http.Client // to addresses that others chose
+	trusted *http.Client // to those of the operator
+	dns     interface {
+		LookupTXT(ctx context.Context, name string) ([]string, error)
+	}
+	flight  singleflight.Group
+	slots   chan struct{}
+	dids    *lru.Cache[syntax.DID, entry[*Identity]]
+	handles *lru.Cache[syntax.Handle, entry[syntax.DID]]
+
+	mu        sync.Mutex
+	refreshed *lru.Cache[syntax.DID, time.Time]
+	window    time.Time // of refreshes
+	spent     int
+}
+
+// entry is a cached answer or failure.
+type entry[T any] struct {
+	value T
+	err   error
+	at    time.Time
+}
+
+// New makes a Resolver.
+func New(c Config) *Resolver {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.PLCURL == "" {
+		c.PLCURL = "https://plc.directory"
+	}
+	return &Resolver{
+		config:    c,
+		guarded:   httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.AllowPrivate, Timeout: lookupTimeout, UserAgent: c.UserAgent}),
+		trusted:   httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: lookupTimeout, UserAgent: c.UserAgent}),
+		dns:       net.DefaultResolver,
+		slots:     make(chan struct{}, maxLookups),
+		dids:      newCache[syntax.DID, entry[*Identity]](),
+		handles:   newCache[syntax.Handle, entry[syntax.DID]](),
+		refreshed: newCache[syntax.DID, time.Time](),
+	}
+}
+
+func newCache[K comparable, V any]() *lru.Cache[K, V] {
+	c, err := lru.New[K, V](cachedEntries)
+	if err != nil {
+		panic("identity: " + err.Error()) // the size is a constant
+	}
+	return c
+}
+
+// LookupDID is the identity of did. Its Handle is not checked against the handle's own word.
+// Errors: ErrNotFound, ErrInvalid, ErrUnavailable.
+func (r *Resolver) LookupDID(ctx context.Context, did syntax.DID) (*Identity, error) {
+	return lookup(ctx, r, r.dids, did, r.fetchDID)
+}
+
+// ResolveHandle is the DID that a handle leads to, one way. Errors: as LookupDID.
+func (r *Resolver) ResolveHandle(ctx context.Context, handle syntax.Handle) (syntax.DID, error) {
+	return lookup(ctx, r, r.handles, handle.Normalize(), r.fetchHandle)
+}
+
+// Lookup is the identity of a handle or DID. A handle must be claimed back by the document: else
+// ErrHandleMismatch. Errors: as LookupDID too.
+func (r *Resolver) Lookup(ctx context.Context, name syntax.AtIdentifier) (*Identity, error) {
+	if did, err := name.AsDID(); err == nil {
+		return r.LookupDID(ctx, did)
+	}
+	handle, err := name.AsHandle()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	did, err := r.ResolveHandle(ctx, handle)
+	if err != nil {
+		return nil, err
+	}
+	i, err := r.LookupDID(ctx, did)
+	if err != nil {
+		return nil, err
+	}
+	if i.Handle != handle.Normalize() {
+		return nil, fmt.Errorf("%w: %s leads to %s", ErrHandleMismatch, handle, did)
+	}
+	return i, nil
+}
+
+// Refresh asks for a DID document again, whatever is cached; at most so often for each DID and in all.
+// Errors: ErrUnavailable where it was asked for too often; as LookupDID.
+func (r *Resolver) Refresh(ctx context.Context, did syntax.DID) (*Identity, error) {
+	if !r.mayRefresh(did) {
+		return nil, &unavailable{errors.New("it was asked for a moment ago")}
+	}
+	r.dids.Remove(did)
+	return r.LookupDID(ctx, did)
+}
+
+func (r *Resolver) mayRefresh(did syntax.DID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.config.Now()
+	if last, ok := r.refreshed.Get(did); ok && now.Sub(last) < refreshEvery {
+		return false
+	}
+	if now.Sub(r.window) > refreshEvery {
+		r.window, r.spent = now, 0
+	}
+	if r.spent++; r.spent > maxRefreshes {
+		return false
+	}
+	r.refreshed.Add(did, now)
+	return true
+}
+
+// SigningKey is the key #atproto of did: for the verifier of service tokens.
+func (r *Resolver) SigningKey(ctx context.Context, did syntax.DID) (atcrypto.PublicKey, error) {
+	i, err := r.LookupDID(ctx, did)
+	if err != nil {
+		return nil, err
+	}
+	return i.SigningKey()
+}
+
+// RefreshSigningKey is SigningKey by Refresh.
+func (r *Resolver) RefreshSigningKey(ctx context.Context, did syntax.DID) (atcrypto.PublicKey, error) {
+	i, err := r.Refresh(ctx, did)
+	if err != nil {
+		return nil, err
+	}
+	return i.SigningKey()
+}
+
+// lookup answers from the cache, or asks, once for all who want the same name. What one caller gives up
+// goes on for the others, within its own time.
+func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface {
+	Get(K) (entry[V], bool)
+	Add(K, entry[V]) bool
+}, name K, fetch func(context.Context, K) (V, error),
+) (V, error) {
+	now := r.config.Now()
+	old, cached := cache.Get(name)
+	if cached && (old.err == nil && now.Sub(old.at) < freshFor || old.err != nil && now.Sub(old.at) < failureFor) {
+		return old.value, old.err
+	}
+	result := r.flight.DoChan(fmt.Sprintf("%T %s", name, name), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
+		defer cancel()
+		select {
+		case r.slots <- struct{}{}:
+			defer func() { <-r.slots }()
+		case <-ctx.Done():
+			return nil, &unavailable{ctx.Err()}
+		}
+		value, err := fetch(ctx, name)
+		if errors.Is(err, ErrUnavailable) && cached && old.err == nil && now.Sub(old.at) < staleFor {
+			r.config.Logger.Warn("an identity is answered from an old look-up", "name", string(name), "error", err)
+			return old.value, nil
+		}
+		cache.Add(name, entry[V]{value, err, r.config.Now()})
+		return value, err
+	})
+	select {
+	case <-ctx.Done():
+		var zero V
+		return zero, &unavailable{ctx.Err()}
+	case got := <-result:
+		value, _ := got.Val.(V)
+		return value, got.Err
+	}
+}
