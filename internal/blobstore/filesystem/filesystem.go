@@ -1,0 +1,291 @@
+// Package filesystem keeps blobs in a folder of this machine.
+//
+// It owns files, their names and when they are durable. Unfinished objects are in a staging folder of the
+// same volume, so that Commit is a rename. It refuses to own digests.
+package filesystem
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"atcr.io/internal/blobstore"
+)
+
+// Store is a blobstore.Store over a folder. Safe for concurrent use.
+type Store struct {
+	root string
+
+	mu      sync.Mutex
+	folders map[string]bool // known to be there, and durable
+}
+
+var _ blobstore.Store = (*Store)(nil)
+
+// New makes a Store over root, an absolute path. Check makes the folder.
+func New(root string) *Store { return &Store{root: root, folders: map[string]bool{}} }
+
+// path is where a key's file is. Errors: keys that are empty, absolute, or have empty or dot parts.
+func (s *Store) path(key string) (string, error) {
+	for part := range strings.SplitSeq(key, "/") {
+		if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "\\\x00") {
+			return "", fmt.Errorf("filesystem: key %q is not valid", key)
+		}
+	}
+	return filepath.Join(s.root, filepath.FromSlash(key)), nil
+}
+
+// Check makes the folder and writes and removes a file in it.
+func (s *Store) Check(context.Context) error {
+	if err := s.folder(filepath.Join(s.root, filepath.FromSlash(blobstore.StagingPrefix))); err != nil {
+		return fmt.Errorf("%w: STORAGE_ROOT_DIR %s: %w", blobstore.ErrNoBucket, s.root, err)
+	}
+	f, err := os.CreateTemp(s.root, ".check-*")
+	if err != nil {
+		return fmt.Errorf("%w: STORAGE_ROOT_DIR %s: %w", blobstore.ErrNoBucket, s.root, err)
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// folder makes a folder and its parents, durably.
+func (s *Store) folder(dir string) error {
+	s.mu.Lock()
+	known := s.folders[dir]
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	if dir != s.root && len(dir) > len(s.root) {
+		if err := s.folder(filepath.Dir(dir)); err != nil {
+			return err
+		}
+	}
+	switch err := os.Mkdir(dir, 0o750); {
+	case errors.Is(err, fs.ErrNotExist): // above the root
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return err
+		}
+	case err != nil && !errors.Is(err, fs.ErrExist):
+		return translate(err)
+	}
+	if err := syncFolder(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.folders) > 100_000 {
+		clear(s.folders)
+	}
+	s.folders[dir] = true
+	return nil
+}
+
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// translate names what the contract names.
+func translate(err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("%w: %w", blobstore.ErrNoSpace, err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", blobstore.ErrNotFound, err)
+	}
+	return err
+}
+
+// Put writes beside and renames.
+func (s *Store) Put(_ context.Context, key string, data []byte) error {
+	final, err := s.path(key)
+	if err != nil {
+		return err
+	}
+	staged := filepath.Join(s.root, filepath.FromSlash(blobstore.StagingPrefix+rand.Text()))
+	if err := s.folder(filepath.Dir(staged)); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(staged, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return translate(err)
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(translate(err), os.Remove(staged))
+	}
+	return s.rename(staged, final)
+}
+
+// rename makes staged, whose bytes are durable, the final file, durably.
+func (s *Store) rename(staged, final string) error {
+	dir := filepath.Dir(final)
+	if err := s.folder(dir); err != nil {
+		return err
+	}
+	err := os.Rename(staged, final)
+	if errors.Is(err, fs.ErrNotExist) { // the folder was removed behind our back
+		s.mu.Lock()
+		clear(s.folders)
+		s.mu.Unlock()
+		if err = s.folder(dir); err == nil {
+			err = os.Rename(staged, final)
+		}
+	}
+	if err != nil {
+		return translate(err)
+	}
+	return syncFolder(dir)
+}
+
+// Open opens the file itself, so that it can be sent by the kernel.
+func (s *Store) Open(_ context.Context, key string) (blobstore.Object, error) {
+	path, err := s.path(key)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, translate(err)
+	}
+	return f, nil
+}
+
+// Stat is the file's size.
+func (s *Store) Stat(_ context.Context, key string) (int64, error) {
+	path, err := s.path(key)
+	if err != nil {
+		return 0, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, translate(err)
+	}
+	if info.IsDir() {
+		return 0, blobstore.ErrNotFound
+	}
+	return info.Size(), nil
+}
+
+// Delete removes the file; its folders stay.
+func (s *Store) Delete(_ context.Context, key string) error {
+	path, err := s.path(key)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// List walks the folder.
+func (s *Store) List(ctx context.Context, prefix string, fn func(key string, size int64) error) error {
+	start := filepath.Join(s.root, filepath.FromSlash(prefix[:strings.LastIndex(prefix, "/")+1]))
+	err := filepath.WalkDir(start, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(s.root, path)
+		if err != nil || d.IsDir() {
+			return err
+		}
+		key := filepath.ToSlash(rel)
+		if !strings.HasPrefix(key, prefix) {
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		return fn(key, info.Size())
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// state is what Resume needs.
+type state struct {
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+}
+
+// Create begins a staged file. Where it goes is said by Commit alone, so key does not matter here.
+func (s *Store) Create(context.Context, string) (blobstore.Writer, error) {
+	name := rand.Text()
+	path := filepath.Join(s.root, filepath.FromSlash(blobstore.StagingPrefix+name))
+	if err := s.folder(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return nil, translate(err)
+	}
+	return &writer{store: s, name: name, file: f}, nil
+}
+
+// Resume opens the staged file and cuts what came after the state.
+func (s *Store) Resume(_ context.Context, raw []byte) (blobstore.Writer, error) {
+	st, path, err := s.parseState(raw)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) { // Commit may have renamed it, and not have said so
+		return &writer{store: s, name: st.Name, size: st.Size}, nil
+	}
+	if err != nil {
+		return nil, translate(err)
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() < st.Size {
+		err = fmt.Errorf("%w: %s has %d bytes of %d: the machine went down", blobstore.ErrNotFound, path, info.Size(), st.Size)
+	}
+	if err == nil {
+		err = f.Truncate(st.Size)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &writer{store: s, name: st.Name, file: f, size: st.Size, flushed: st.Size}, nil
+}
+
+// Discard removes the staged file.
+func (s *Store) Discard(_ context.Context, raw []byte) error {
+	_, path, err := s.parseState(raw)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (s *Store) parseState(raw []byte) (state, string, error) {
+	var st state
+	if err := json.Unmarshal(raw, &st); err != nil || st.Size < 0 {
+		return st, "", fmt.Errorf("%w: the state is not valid", blobstore.ErrNotFound)
+	}
+	path, err := s.path(blobstore.StagingPrefix + st.Name)
+	return st, path, err
+}
+
+var _ io.ReaderFrom = (*writer)(nil)
