@@ -292,7 +292,7 @@ func (s *server) getServiceAuth(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	token, err := signServiceToken(of.key, of.DID, audience, lxm, now, expires)
+	token, err := xrpc.SignServiceToken(of.key, of.DID, audience, lxm, now, expires.Sub(now))
 	if err != nil {
 		return err
 	}

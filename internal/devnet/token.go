@@ -1,15 +1,11 @@
 package devnet
 
 import (
-	"crypto/rand"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
 	"time"
 
-	"github.com/bluesky-social/indigo/atproto/atcrypto"
 	"github.com/bluesky-social/indigo/atproto/syntax"
 	"github.com/golang-jwt/jwt/v5"
 
@@ -58,7 +54,7 @@ func (t *tokens) sign(did syntax.DID, scope, id string) (string, error) {
 // verify takes the bearer token of a request that has one of the scopes. Errors: *xrpc.Error, as the
 // reference PDS answers them (a token that is no good is 400, one that is missing 401).
 func (t *tokens) verify(r *http.Request, scopes ...string) (*sessionClaims, error) {
-	raw := bearerToken(r)
+	raw := xrpc.BearerToken(r)
 	if raw == "" {
 		return nil, xrpc.Errorf(http.StatusUnauthorized, "AuthMissing", "Authentication Required")
 	}
@@ -76,35 +72,4 @@ func (t *tokens) verify(r *http.Request, scopes ...string) (*sessionClaims, erro
 		return nil, xrpc.Errorf(http.StatusBadRequest, "InvalidToken", "Bad token scope")
 	}
 	return &claims, nil
-}
-
-func bearerToken(r *http.Request) string {
-	const prefix = "Bearer "
-	h := r.Header.Get("Authorization")
-	if len(h) < len(prefix) || h[:len(prefix)] != prefix {
-		return ""
-	}
-	return h[len(prefix):]
-}
-
-// signServiceToken makes a token by which an account speaks to another service, in the form of the
-// reference PDS: no kid, one audience as a string.
-//
-// Source: https://atproto.com/specs/xrpc#inter-service-authentication-jwt
-func signServiceToken(key *atcrypto.PrivateKeyK256, issuer syntax.DID, audience, lxm string, now, expires time.Time) (string, error) {
-	claims := map[string]any{"iss": issuer, "aud": audience, "iat": now.Unix(), "exp": expires.Unix(), "jti": rand.Text()}
-	if lxm != "" {
-		claims["lxm"] = lxm
-	}
-	payload, err := json.Marshal(claims)
-	if err != nil {
-		return "", err
-	}
-	encode := base64.RawURLEncoding.EncodeToString
-	content := encode([]byte(`{"typ":"JWT","alg":"ES256K"}`)) + "." + encode(payload)
-	sig, err := key.HashAndSign([]byte(content))
-	if err != nil {
-		return "", err
-	}
-	return content + "." + encode(sig), nil
 }
