@@ -111,11 +111,19 @@ func (u *Uploads) complete(ctx context.Context, s *session, d oci.Digest) (Blob,
 		s.placed = d
 		key, err := s.writer.Commit(ctx, blobstore.BlobKey(d))
 		if err != nil {
-			u.suspend(s)
-			return "", fmt.Errorf("commit upload: %w", err)
+			return "", u.notCommitted(ctx, s, err)
 		}
 		return key, nil
 	})
+}
+
+// notCommitted is for an error of Commit: it can be tried again, unless the bytes are gone.
+func (u *Uploads) notCommitted(ctx context.Context, s *session, err error) error {
+	if errors.Is(err, blobstore.ErrNotFound) {
+		return u.lost(ctx, s, err)
+	}
+	u.suspend(s)
+	return fmt.Errorf("commit upload: %w", err)
 }
 
 // commit makes place's object the blob d, unless there is one: object, pointer, row, in this order, so
@@ -279,8 +287,7 @@ func (u *Uploads) completeReadBack(ctx context.Context, s *session, d oci.Digest
 	}
 	key, err := s.writer.Commit(ctx, s.stagedKey)
 	if err != nil {
-		u.suspend(s)
-		return Blob{}, fmt.Errorf("commit upload: %w", err)
+		return Blob{}, u.notCommitted(ctx, s, err)
 	}
 	actual, size, err := u.hashObject(ctx, key, d.Algorithm())
 	if err != nil {

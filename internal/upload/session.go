@@ -131,9 +131,7 @@ func (u *Uploads) ready(ctx context.Context, s *session) error {
 			err = errors.Join(fmt.Errorf("the storage has %d bytes, not %d: %w", w.Size(), s.last.offset, blobstore.ErrNotFound), w.Close())
 		}
 		if errors.Is(err, blobstore.ErrNotFound) {
-			u.log.Warn("an upload's bytes are gone from the storage", "upload", s.id, "error", err)
-			u.drop(ctx, s, "lost")
-			return ErrUnknown
+			return u.lost(ctx, s, err)
 		}
 		if err != nil {
 			return fmt.Errorf("resume upload: %w", err)
@@ -156,6 +154,13 @@ func (u *Uploads) ready(ctx context.Context, s *session) error {
 		}
 	}
 	return u.persist(ctx, s, nil)
+}
+
+// lost ends an upload whose bytes the storage does not have any more: the client begins again.
+func (u *Uploads) lost(ctx context.Context, s *session, cause error) error {
+	u.log.Warn("an upload's bytes are gone from the storage", "upload", s.id, "error", cause)
+	u.drop(ctx, s, "lost")
+	return ErrUnknown
 }
 
 // persist makes what arrived outlive the process. After an error s stands where it last did.
@@ -250,6 +255,9 @@ func (u *Uploads) append(ctx context.Context, s *session, body io.Reader, option
 			err, bodyErr = fmt.Errorf("the storage took %d bytes of %d: %w", taken, in.read, err), false
 		}
 		if err != nil && !bodyErr {
+			if errors.Is(err, blobstore.ErrNotFound) {
+				return u.lost(ctx, s, err)
+			}
 			u.suspend(s)
 			return fmt.Errorf("store upload: %w", err)
 		}
