@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -225,6 +224,7 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(key string, siz
 type state struct {
 	Name string `json:"name"`
 	Size int64  `json:"size"`
+	Boot string `json:"boot,omitempty"`
 }
 
 // Create begins a staged file. Where it goes is said by Commit alone, so key does not matter here.
@@ -246,6 +246,9 @@ func (s *Store) Resume(_ context.Context, raw []byte) (blobstore.Writer, error) 
 	st, path, err := s.parseState(raw)
 	if err != nil {
 		return nil, err
+	}
+	if st.Boot != blobstore.BootID() {
+		return nil, fmt.Errorf("%w: the machine was restarted, and what was not synced may be lost", blobstore.ErrNotFound)
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) { // Commit may have renamed it, and not have said so
@@ -287,5 +290,3 @@ func (s *Store) parseState(raw []byte) (state, string, error) {
 	path, err := s.path(blobstore.StagingPrefix + st.Name)
 	return st, path, err
 }
-
-var _ io.ReaderFrom = (*writer)(nil)

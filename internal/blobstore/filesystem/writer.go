@@ -116,7 +116,7 @@ func (w *writer) Size() int64 { return w.size }
 
 // State needs no waiting: what was written outlives the process.
 func (w *writer) State(context.Context) ([]byte, error) {
-	return json.Marshal(state{Name: w.name, Size: w.size})
+	return json.Marshal(state{Name: w.name, Size: w.size, Boot: blobstore.BootID()})
 }
 
 // Commit syncs and renames. Where an earlier Commit got that far, the final file is there already.

@@ -1,0 +1,428 @@
+package s3
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+
+	"atcr.io/internal/blobstore"
+)
+
+const (
+	chunkBytes  = 64 << 10 // read at a time, while a part buffer is not held by a sender who sends nothing
+	maxInFlight = 3        // parts of one writer that are on their way
+)
+
+// writer cuts the stream into parts. An object of one part is put at once by Commit; a longer one is a
+// multipart upload, begun when the second part begins.
+type writer struct {
+	store *Store
+	st    state
+	size  int64
+
+	// The part being filled is in a buffer of the pool, or, after a pause, in a spool file.
+	tail  []byte
+	spool *os.File
+	taken time.Time // since when the sender has the buffer
+	// tailSent: the tail was sent ahead as the last part, and is sent again if more comes.
+	tailSent *part
+
+	flight sync.WaitGroup
+	slots  chan struct{}
+	mu     sync.Mutex // of failed and st.Parts, while parts are in flight
+	failed error
+}
+
+// Create sends nothing yet.
+func (s *Store) Create(_ context.Context, key string) (blobstore.Writer, error) {
+	if key == "" {
+		key = blobstore.StagingPrefix + rand.Text()
+	}
+	if err := checkKey(key); err != nil {
+		return nil, err
+	}
+	return &writer{store: s, st: state{Key: key}, slots: make(chan struct{}, maxInFlight)}, nil
+}
+
+// Resume needs the tail's file; parts are believed.
+func (s *Store) Resume(_ context.Context, raw []byte) (blobstore.Writer, error) {
+	st, err := parseState(raw)
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{store: s, st: st, size: st.TailSize, slots: make(chan struct{}, maxInFlight)}
+	for _, p := range st.Parts {
+		w.size += p.Size
+	}
+	if st.TailSize == 0 {
+		return w, nil
+	}
+	if st.Boot != blobstore.BootID() {
+		return nil, fmt.Errorf("%w: the machine was restarted, and the tail may be lost", blobstore.ErrNotFound)
+	}
+	w.spool, err = os.OpenFile(filepath.Join(s.config.SpoolDir, st.Tail), os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: the tail is gone", blobstore.ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := w.spool.Stat()
+	if err == nil && info.Size() < st.TailSize {
+		err = fmt.Errorf("%w: the tail is cut: the machine went down", blobstore.ErrNotFound)
+	}
+	if err == nil {
+		err = w.spool.Truncate(st.TailSize)
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.spool.Close())
+	}
+	return w, nil
+}
+
+func (w *writer) Size() int64 { return w.size }
+
+// chunk is what a read brought.
+type chunk struct {
+	data []byte
+	err  error
+}
+
+var chunks = sync.Pool{New: func() any { b := make([]byte, chunkBytes); return &b }}
+
+// ReadFrom reads in a goroutine of its own, so that a sender who stalls can be parted from its buffer.
+func (w *writer) ReadFrom(r io.Reader) (int64, error) {
+	if err := w.failure(); err != nil {
+		return 0, err
+	}
+	a, b := chunks.Get().(*[]byte), chunks.Get().(*[]byte)
+	free, full, quit := make(chan []byte, 2), make(chan chunk, 2), make(chan struct{})
+	free <- *a
+	free <- *b
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		for {
+			select {
+			case p := <-free:
+				n, err := r.Read(p)
+				full <- chunk{p[:n], err}
+				if err != nil {
+					return
+				}
+			case <-quit:
+				return
+			}
+		}
+	})
+	defer func() {
+		close(quit)
+		reader.Wait() // r belongs to the caller again
+		chunks.Put(a)
+		chunks.Put(b)
+	}()
+	var total int64
+	slow := time.NewTimer(w.store.config.Slow)
+	defer slow.Stop()
+	for {
+		select {
+		case c := <-full:
+			n, err := w.take(c.data)
+			total += int64(n)
+			if err == nil {
+				err = c.err
+			}
+			if errors.Is(err, io.EOF) && err == io.EOF { //nolint:errorlint // the reader's own end, not one that wraps it
+				return total, nil
+			}
+			if err != nil {
+				return total, err
+			}
+			free <- c.data[:chunkBytes]
+		case <-slow.C:
+			if err := w.part(); err != nil {
+				return total, err
+			}
+			slow.Reset(w.store.config.Slow)
+		}
+	}
+}
+
+// part moves a part that its sender has not filled in time to a file, so that others get the buffer.
+func (w *writer) part() error {
+	if w.tail == nil || time.Since(w.taken) < w.store.config.Slow {
+		return nil
+	}
+	return w.toSpool()
+}
+
+func (w *writer) tailLen() int64 {
+	if w.spool != nil {
+		return w.st.TailSize
+	}
+	return int64(len(w.tail))
+}
+
+// take appends p to the tail, sending parts as they are full and more comes.
+func (w *writer) take(p []byte) (n int, err error) {
+	for len(p) > 0 {
+		if w.tailLen() == PartBytes {
+			if err := w.sendTail(); err != nil {
+				return n, err
+			}
+		}
+		if w.tailLen() == 0 && w.spool == nil && w.tail == nil {
+			w.tail, w.taken = w.store.buffer()[:0], time.Now()
+		}
+		m := min(len(p), int(PartBytes-w.tailLen()))
+		if w.spool != nil {
+			if _, err := w.spool.WriteAt(p[:m], w.st.TailSize); err != nil {
+				return n, spoolError(err)
+			}
+			w.st.TailSize += int64(m)
+		} else {
+			w.tail = append(w.tail, p[:m]...)
+		}
+		w.tailSent = nil
+		w.size, n, p = w.size+int64(m), n+m, p[m:]
+	}
+	return n, nil
+}
+
+// toSpool moves the tail from its buffer to its file.
+func (w *writer) toSpool() error {
+	if w.tail == nil {
+		return nil
+	}
+	if w.st.Tail == "" {
+		w.st.Tail = rand.Text()
+	}
+	f, err := os.OpenFile(filepath.Join(w.store.config.SpoolDir, w.st.Tail), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return spoolError(err)
+	}
+	if _, err := f.Write(w.tail); err != nil {
+		return errors.Join(spoolError(err), f.Close())
+	}
+	w.spool, w.st.TailSize = f, int64(len(w.tail))
+	w.dropBuffer()
+	return nil
+}
+
+func spoolError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: spool: %w", blobstore.ErrNoSpace, err)
+	}
+	return fmt.Errorf("spool: %w", err)
+}
+
+func (w *writer) dropBuffer() {
+	if w.tail != nil {
+		w.store.giveBack(w.tail)
+		w.tail = nil
+	}
+}
+
+// dropSpool forgets the tail's file; the name is used again.
+func (w *writer) dropSpool() error {
+	if w.spool == nil {
+		return nil
+	}
+	err := errors.Join(w.spool.Close(), os.Remove(w.spool.Name()))
+	w.spool, w.st.TailSize = nil, 0
+	return err
+}
+
+func (w *writer) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failed
+}
+
+func (w *writer) fail(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failed == nil {
+		w.failed = err
+	}
+	return err
+}
+
+// begin makes the multipart upload when it is first needed. The context of a request must not end what
+// later ones go on with.
+func (w *writer) begin() error {
+	if w.st.UploadID != "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	id, err := w.store.newUpload(ctx, w.st.Key)
+	if err != nil {
+		return w.fail(err)
+	}
+	w.st.UploadID = id
+	return nil
+}
+
+// sendTail sends the full tail as the next part, in the background where it is in a buffer.
+func (w *writer) sendTail() error {
+	if err := errors.Join(w.failure(), w.begin()); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	number := len(w.st.Parts) + 1
+	w.st.Parts = append(w.st.Parts, part{Size: w.tailLen()})
+	w.mu.Unlock()
+	if number > maxParts {
+		return w.fail(fmt.Errorf("the blob is larger than %d parts of %d bytes", maxParts, PartBytes))
+	}
+	if w.tailSent != nil {
+		w.finish(number, *w.tailSent)
+		w.tailSent = nil
+		w.dropBuffer()
+		return w.dropSpool()
+	}
+	if w.spool != nil {
+		p, err := w.sendPart(number, io.NewSectionReader(w.spool, 0, w.st.TailSize), w.st.TailSize)
+		if err != nil {
+			return w.fail(err)
+		}
+		w.finish(number, p)
+		return w.dropSpool()
+	}
+	data := w.tail
+	w.tail = nil
+	w.slots <- struct{}{}
+	w.flight.Go(func() {
+		defer func() { w.store.giveBack(data); <-w.slots }()
+		p, err := w.sendPart(number, bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			_ = w.fail(err)
+			return
+		}
+		w.finish(number, p)
+	})
+	return nil
+}
+
+func (w *writer) finish(number int, p part) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.st.Parts[number-1] = p
+}
+
+func (w *writer) sendPart(number int, body io.Reader, size int64) (part, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	sent, err := w.store.core.PutObjectPart(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, number, body, size,
+		minio.PutObjectPartOptions{DisableContentSha256: true})
+	return part{ETag: sent.ETag, Size: size}, translate(err)
+}
+
+// State waits for the parts on their way and puts the tail into its file. Where there are parts already,
+// the tail is sent ahead too, so that Commit has nothing left to send.
+func (w *writer) State(context.Context) ([]byte, error) {
+	w.flight.Wait()
+	if err := w.failure(); err != nil {
+		return nil, err
+	}
+	if w.tailLen() > 0 && w.tailSent == nil && w.st.UploadID != "" {
+		p, err := w.sendPart(len(w.st.Parts)+1, w.tailReader(), w.tailLen())
+		if err != nil {
+			return nil, w.fail(err)
+		}
+		w.tailSent = &p
+	}
+	if err := w.toSpool(); err != nil {
+		return nil, err
+	}
+	w.st.Boot = blobstore.BootID()
+	return json.Marshal(w.st)
+}
+
+func (w *writer) tailReader() io.Reader {
+	if w.spool != nil {
+		return io.NewSectionReader(w.spool, 0, w.st.TailSize)
+	}
+	return bytes.NewReader(w.tail)
+}
+
+// Commit puts a single part under its final key, or completes the multipart upload under the key it has.
+func (w *writer) Commit(ctx context.Context, final string) (string, error) {
+	if err := checkKey(final); err != nil {
+		return "", err
+	}
+	w.flight.Wait()
+	if err := w.failure(); err != nil {
+		return "", err
+	}
+	if w.st.UploadID == "" {
+		return final, w.putWhole(ctx, final)
+	}
+	if w.tailLen() > 0 && w.tailSent == nil {
+		p, err := w.sendPart(len(w.st.Parts)+1, w.tailReader(), w.tailLen())
+		if err != nil {
+			return "", w.fail(err)
+		}
+		w.tailSent = &p
+	}
+	parts := w.st.Parts
+	if w.tailLen() > 0 {
+		parts = append(parts[:len(parts):len(parts)], *w.tailSent)
+	}
+	done := make([]minio.CompletePart, len(parts))
+	for i, p := range parts {
+		done[i] = minio.CompletePart{PartNumber: i + 1, ETag: p.ETag}
+	}
+	_, err := w.store.core.CompleteMultipartUpload(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, done, minio.PutObjectOptions{})
+	if err = translate(err); errors.Is(err, blobstore.ErrNotFound) {
+		// An earlier Commit may have completed it and not lived to say so.
+		if size, statErr := w.store.Stat(ctx, w.st.Key); statErr == nil && size == w.size {
+			err = nil
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	w.dropBuffer()
+	return w.st.Key, w.dropSpool()
+}
+
+func (w *writer) putWhole(ctx context.Context, final string) error {
+	data := w.tail
+	if w.spool != nil {
+		buffer := w.store.buffer()
+		defer w.store.giveBack(buffer)
+		data = buffer[:w.st.TailSize]
+		if _, err := w.spool.ReadAt(data, 0); err != nil {
+			return spoolError(err)
+		}
+	}
+	if err := w.store.put(ctx, final, data); err != nil {
+		return err
+	}
+	w.dropBuffer()
+	return w.dropSpool()
+}
+
+// Close waits for the parts on their way, since their buffers are the process's.
+func (w *writer) Close() error {
+	w.flight.Wait()
+	w.dropBuffer()
+	if w.spool == nil {
+		return nil
+	}
+	err := w.spool.Close()
+	w.spool = nil
+	return err
+}

@@ -1,0 +1,160 @@
+package hold
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/upload"
+	"atcr.io/internal/xrpc"
+)
+
+const getBlobNSID = "com.atproto.sync.getBlob"
+
+// getBlob serves OCI blobs under com.atproto.sync.getBlob where cid is an OCI digest; a CID is an atproto
+// blob of the hold's own repo and goes to the repo host.
+//
+// Permission comes first, so that whoever may not read learns nothing of what is here.
+func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
+	content, err := xrpc.RequiredParam(r, "cid")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(content, ":") {
+		return h.getAtBlob(w, r)
+	}
+	digest, err := oci.ParseDigest(content)
+	if err != nil {
+		return xrpc.InvalidRequest("cid: %s", oci.AsError(err).Message)
+	}
+	event := httpx.EventFrom(r.Context())
+	event.Reference = digest.String()
+	method, err := xrpc.Param(r, "method")
+	if err != nil {
+		return err
+	}
+	if method != "" && method != http.MethodGet && method != http.MethodHead {
+		return xrpc.InvalidRequest("parameter \"method\" must be GET or HEAD")
+	}
+	blob, viewer, err := h.readableBlob(r, digest)
+	if err != nil {
+		return err
+	}
+	event.DID = viewer.String()
+	if method != "" {
+		target, err := h.blobURL(r, blob, viewer, method)
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Cache-Control", "no-store")
+		xrpc.WriteJSON(w, http.StatusOK, map[string]string{"url": target})
+		return nil
+	}
+	blobHeaders(w, blob)
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Length", strconv.FormatInt(blob.Size, 10))
+		w.Header().Set("Accept-Ranges", "bytes")
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	target, ok, err := h.uploads.Presign(r.Context(), blob, r.Method, linkTTL)
+	if err != nil {
+		return err
+	}
+	if ok {
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Location", target)
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		return nil
+	}
+	return h.sendBlob(w, r, blob)
+}
+
+// readableBlob is the blob, if this caller may read here and it is there for them. Most blobs of a public
+// hold are found without a look at the caller.
+func (h *Hold) readableBlob(r *http.Request, digest oci.Digest) (upload.Blob, syntax.DID, error) {
+	nobody := h.mayRead(r.Context(), "")
+	if nobody == nil {
+		if blob, err := h.uploads.Stat(r.Context(), digest, ""); err == nil {
+			return blob, "", nil
+		} else if !errors.Is(err, upload.ErrNoBlob) {
+			return upload.Blob{}, "", err
+		}
+	}
+	viewer, err := h.caller(r, xrpc.Call{Lxm: []string{getBlobNSID}})
+	if err != nil {
+		if nobody != nil {
+			return upload.Blob{}, "", err
+		}
+		viewer = "" // a public hold answers a token that it does not know as it answers nobody
+	}
+	if err := h.mayRead(r.Context(), viewer); err != nil {
+		return upload.Blob{}, viewer, err
+	}
+	blob, err := h.uploads.Stat(r.Context(), digest, viewer)
+	if errors.Is(err, upload.ErrNoBlob) {
+		return upload.Blob{}, viewer, xrpc.Errorf(http.StatusNotFound, "BlobNotFound", "this hold has no blob %s", digest)
+	}
+	return blob, viewer, err
+}
+
+// blobURL is where the caller may send its own client for method.
+func (h *Hold) blobURL(r *http.Request, blob upload.Blob, viewer syntax.DID, method string) (string, error) {
+	if target, ok, err := h.uploads.Presign(r.Context(), blob, method, linkTTL); ok || err != nil {
+		return target, err
+	}
+	path := h.links.path(link{Method: method, Digest: blob.Digest, Viewer: viewer, Expires: h.now().Add(linkTTL).Unix()})
+	return h.config.PublicURL + path, nil
+}
+
+// getLinkedBlob serves `/d/<secret>/<hex>`.
+func (h *Hold) getLinkedBlob(w http.ResponseWriter, r *http.Request) error {
+	v, err := h.links.parse(r.PathValue("secret"), r.Method, h.now())
+	if err != nil {
+		return xrpc.Errorf(http.StatusForbidden, "InvalidToken", "this link is not valid, or no longer: ask for a new one")
+	}
+	blob, err := h.uploads.Stat(r.Context(), v.Digest, v.Viewer)
+	if errors.Is(err, upload.ErrNoBlob) {
+		return xrpc.Errorf(http.StatusNotFound, "BlobNotFound", "this hold has no blob %s", v.Digest)
+	}
+	if err != nil {
+		return err
+	}
+	blobHeaders(w, blob)
+	return h.sendBlob(w, r, blob)
+}
+
+// sendBlob answers GET and HEAD with the bytes, ranges and conditions included. From a folder the kernel
+// sends the file without passing the process.
+func (h *Hold) sendBlob(w http.ResponseWriter, r *http.Request, blob upload.Blob) error {
+	object, err := h.uploads.Open(r.Context(), blob)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = object.Close() }()
+	http.ServeContent(w, r, "", time.Time{}, object)
+	return nil
+}
+
+// blobHeaders keep a browser from taking a blob for a page of this host.
+func blobHeaders(w http.ResponseWriter, blob upload.Blob) {
+	header := w.Header()
+	header.Set("Content-Type", "application/octet-stream")
+	header.Set("Content-Security-Policy", "default-src 'none'; sandbox")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Docker-Content-Digest", blob.Digest.String())
+	header.Set("ETag", `"`+blob.Digest.String()+`"`)
+}
+
+// uploadMethods share their service tokens: one serves a whole push.
+var uploadMethods = []string{
+	atcr.HoldInitiateUploadNSID, atcr.HoldGetPartUploadUrlNSID, atcr.HoldUploadPartNSID,
+	atcr.HoldCompleteUploadNSID, atcr.HoldAbortUploadNSID,
+}

@@ -1,0 +1,218 @@
+package hold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/httpx"
+)
+
+// Config is every setting of a hold. The tags are the manual: docs/config.md, .env.hold.example and
+// `atcr-hold --help` are made from them.
+type Config struct {
+	PublicURL     string `env:"HOLD_PUBLIC_URL" required:"true" example:"https://hold.example.com" doc:"The URL under which everybody reaches this hold. Its host becomes the hold's did:web and cannot be changed later."`
+	ServerAddr    string `env:"HOLD_SERVER_ADDR" default:":8080" doc:"Address to listen on, host:port."`
+	Public        bool   `env:"HOLD_PUBLIC" default:"false" doc:"Whether anybody may pull, without an account."`
+	AllowAllCrew  bool   `env:"HOLD_ALLOW_ALL_CREW" default:"false" doc:"Whether everybody with an atproto account may push (and pull)."`
+	Owner         string `env:"HOLD_OWNER" example:"did:plc:…" doc:"The DID of the hold's owner. Needed at the first start, which writes it into the captain record; it cannot be changed here afterwards."`
+	BlueskyPosts  bool   `env:"HOLD_BLUESKY_POSTS_ENABLED" default:"false" doc:"Whether the hold may post to Bluesky about pushes. Recorded in the captain record."`
+	ProfileAvatar string `env:"HOLD_PROFILE_AVATAR" doc:"Picture of the hold's Bluesky profile: a file or an https URL, png or jpeg, at most 1,000,000 bytes. Default: an image in the binary."`
+
+	StorageDriver    string `env:"STORAGE_DRIVER" default:"s3" doc:"Where blobs are stored: s3 or filesystem."`
+	AccessKeyID      string `env:"AWS_ACCESS_KEY_ID" doc:"S3 access key."`
+	SecretAccessKey  string `env:"AWS_SECRET_ACCESS_KEY" secret:"true" doc:"S3 secret key."`
+	Region           string `env:"AWS_REGION" default:"us-east-1" doc:"S3 region."`
+	S3Bucket         string `env:"S3_BUCKET" doc:"S3 bucket. It must exist. Required with STORAGE_DRIVER=s3."`
+	S3Endpoint       string `env:"S3_ENDPOINT" doc:"URL of the S3 service, path-style addressing. Empty: AWS."`
+	S3PublicEndpoint string `env:"S3_PUBLIC_ENDPOINT" doc:"The S3 service's URL as clients see it in presigned URLs. Default: S3_ENDPOINT. Where clients cannot reach it, the hold sends the bytes itself."`
+	StorageRootDir   string `env:"STORAGE_ROOT_DIR" default:"/var/lib/atcr/hold" doc:"Folder for blobs with STORAGE_DRIVER=filesystem."`
+	DisablePresigned bool   `env:"DISABLE_PRESIGNED_URLS" default:"false" doc:"Send all bytes through the hold, even where the storage can presign URLs."`
+
+	DatabaseDir string `env:"HOLD_DATABASE_DIR" default:"/var/lib/atcr-hold" doc:"Folder for the hold's database, db.sqlite3. On a local disk, and in your backups."`
+	KeyPath     string `env:"HOLD_KEY_PATH" doc:"File of the key that signs the hold's repo (secp256k1; raw 32 bytes, hex or multibase). Default: {HOLD_DATABASE_DIR}/signing.key, made at the first start."`
+	PLCURL      string `env:"HOLD_PLC_URL" default:"https://plc.directory" doc:"Directory that resolves did:plc."`
+	RequireLxm  bool   `env:"HOLD_REQUIRE_LXM" default:"false" doc:"Whether service tokens for uploads must name their method."`
+
+	DebugAddr string        `env:"HOLD_DEBUG_ADDR" default:"127.0.0.1:8081" doc:"Private address for /metrics and /debug/pprof/. Empty: none."`
+	LogLevel  string        `env:"HOLD_LOG_LEVEL" default:"info" doc:"debug, info, warn or error. debug has a line for every request."`
+	Grace     time.Duration `env:"HOLD_SHUTDOWN_GRACE" default:"30s" doc:"How long transfers in flight may go on after the first SIGTERM or Ctrl-C. A second one ends at once."`
+	TestMode  bool          `env:"TEST_MODE" default:"false" doc:"For development alone: allows http and private addresses for DIDs, PDSes, holds and storage. Nothing else is relaxed."`
+}
+
+// Prefix is what the names of settings that belong to the hold alone begin with.
+const Prefix = "HOLD_"
+
+// Validate finds all that is wrong before anything is opened, and fills what follows from other settings.
+func (c *Config) Validate() error {
+	var problems []error
+	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+
+	if c.PublicURL != "" {
+		if u, err := parseBaseURL(c.PublicURL); err != nil {
+			add("HOLD_PUBLIC_URL: %w", err)
+		} else {
+			c.PublicURL = strings.TrimSuffix(u.String(), "/")
+			private := privateHost(u.Hostname())
+			switch {
+			case c.TestMode && (u.Scheme == "https" || !private):
+				add("TEST_MODE must not be set on a hold that others reach: HOLD_PUBLIC_URL %s is https or public. Unset TEST_MODE", c.PublicURL)
+			case u.Scheme == "http" && !c.TestMode && !httpx.IsLoopbackHost(u.Hostname()):
+				add("HOLD_PUBLIC_URL: http is for loopback addresses (or TEST_MODE=true); use https")
+			}
+		}
+	}
+	if c.Owner != "" {
+		if _, err := syntax.ParseDID(c.Owner); err != nil {
+			add("HOLD_OWNER: %q is not a DID; it looks like did:plc:abc… (your handle's DID is shown by any atproto client)", c.Owner)
+		}
+	}
+	switch c.StorageDriver {
+	case "s3":
+		problems = append(problems, c.validateS3()...)
+	case "filesystem":
+		if !filepath.IsAbs(c.StorageRootDir) {
+			add("STORAGE_ROOT_DIR: %q must be an absolute path", c.StorageRootDir)
+		}
+	default:
+		add("STORAGE_DRIVER: %q is not known; use s3 or filesystem", c.StorageDriver)
+	}
+	if err := checkDir(c.DatabaseDir); err != nil {
+		add("HOLD_DATABASE_DIR: %w", err)
+	} else if c.KeyPath == "" {
+		c.KeyPath = filepath.Join(c.DatabaseDir, "signing.key")
+	}
+	if _, err := parseBaseURL(c.PLCURL); err != nil {
+		add("HOLD_PLC_URL: %w", err)
+	}
+	for _, a := range [][2]string{{"HOLD_SERVER_ADDR", c.ServerAddr}, {"HOLD_DEBUG_ADDR", c.DebugAddr}} {
+		if _, _, err := net.SplitHostPort(a[1]); err != nil && (a[1] != "" || a[0] == "HOLD_SERVER_ADDR") {
+			add("%s: %q is not host:port", a[0], a[1])
+		}
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
+		add("HOLD_LOG_LEVEL: %q is not known; use debug, info, warn or error", c.LogLevel)
+	}
+	return errors.Join(problems...)
+}
+
+func (c *Config) validateS3() (problems []error) {
+	for _, s := range [][2]string{
+		{"S3_BUCKET", c.S3Bucket}, {"AWS_ACCESS_KEY_ID", c.AccessKeyID}, {"AWS_SECRET_ACCESS_KEY", c.SecretAccessKey}, {"AWS_REGION", c.Region},
+	} {
+		if s[1] == "" {
+			problems = append(problems, fmt.Errorf("%s: is required with STORAGE_DRIVER=s3 (for a folder on this machine: STORAGE_DRIVER=filesystem)", s[0]))
+		}
+	}
+	for _, s := range [][2]string{{"S3_ENDPOINT", c.S3Endpoint}, {"S3_PUBLIC_ENDPOINT", c.S3PublicEndpoint}} {
+		if s[1] == "" {
+			continue
+		}
+		if _, err := parseBaseURL(s[1]); err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", s[0], err))
+		}
+	}
+	if c.S3PublicEndpoint == "" {
+		c.S3PublicEndpoint = c.S3Endpoint
+	}
+	return problems
+}
+
+// parseBaseURL takes http(s)://host[:port] and nothing behind it.
+func parseBaseURL(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, fmt.Errorf("%q is not a URL like https://host", s)
+	}
+	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
+		return nil, fmt.Errorf("%q must be scheme and host alone, without user, path or query", u.Redacted())
+	}
+	u.Host, u.Path = strings.ToLower(u.Host), ""
+	return u, nil
+}
+
+// checkDir refuses what is no folder and could not become one.
+func checkDir(dir string) error {
+	if dir == "" {
+		return errors.New("is empty; name a folder")
+	}
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return fmt.Errorf("%q is a file; name the folder that holds db.sqlite3", dir)
+	}
+	if ext := filepath.Ext(dir); ext == ".sqlite3" || ext == ".sqlite" || ext == ".db" {
+		return fmt.Errorf("%q looks like a file; name the folder that holds db.sqlite3", dir)
+	}
+	return nil
+}
+
+// DID is the hold's did:web.
+func (c *Config) DID() syntax.DID {
+	u, err := url.Parse(c.PublicURL)
+	if err != nil {
+		panic("hold: DID of a Config that was not validated")
+	}
+	return syntax.DID("did:web:" + strings.ReplaceAll(u.Host, ":", "%3A"))
+}
+
+// privateHost tells whether a host name means an address that the public internet cannot reach, by its
+// form alone.
+func privateHost(host string) bool {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return !httpx.PublicAddress(ip)
+	}
+	if httpx.IsLoopbackHost(host) || !strings.Contains(host, ".") {
+		return true
+	}
+	for _, suffix := range []string{".local", ".internal", ".lan", ".test", ".home.arpa", ".svc", ".cluster.local", ".localdomain"} {
+		if strings.HasSuffix(host, suffix) {
+			return true
+		}
+	}
+	return false
+}
+
+// presigning tells whether clients can be sent to the storage, and in words why, or why not.
+func (c *Config) presigning(ctx context.Context) (on bool, why string) {
+	if c.StorageDriver != "s3" {
+		return false, "the hold sends the bytes itself: storage is a folder on this machine"
+	}
+	if c.DisablePresigned {
+		return false, "the hold sends the bytes itself: DISABLE_PRESIGNED_URLS is set"
+	}
+	if c.S3PublicEndpoint == "" {
+		return true, "clients fetch blobs from AWS S3, bucket " + c.S3Bucket
+	}
+	storage, err := url.Parse(c.S3PublicEndpoint)
+	if err != nil {
+		return false, "the hold sends the bytes itself: S3_PUBLIC_ENDPOINT is no URL"
+	}
+	public, err := url.Parse(c.PublicURL)
+	if err != nil {
+		return false, "the hold sends the bytes itself: HOLD_PUBLIC_URL is no URL"
+	}
+	if public.Scheme == "https" && storage.Scheme == "http" {
+		return false, "the hold sends the bytes itself: clients refuse to go from https to " + c.S3PublicEndpoint + "; set S3_PUBLIC_ENDPOINT to an https URL"
+	}
+	if !privateHost(public.Hostname()) && (privateHost(storage.Hostname()) || resolvesPrivate(ctx, storage.Hostname())) {
+		return false, "the hold sends the bytes itself: " + storage.Host + " is a private address; set S3_PUBLIC_ENDPOINT to one that clients reach"
+	}
+	return true, "clients fetch blobs from " + storage.Host
+}
+
+// resolvesPrivate tells whether a name resolves, and to private addresses alone.
+func resolvesPrivate(ctx context.Context, host string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	return err == nil && len(ips) > 0 && !slices.ContainsFunc(ips, httpx.PublicAddress)
+}

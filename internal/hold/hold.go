@@ -1,0 +1,215 @@
+// Package hold wires a hold: the repo that says who may do what, the uploads and the blob index, the storage,
+// and the methods under which the network reaches them.
+//
+// It owns the hold's settings, routes and permission checks, and refuses to own what the packages that it
+// plugs together own.
+//
+// Source: contract, "XRPC methods of a hold" and "Who may do what at a hold".
+package hold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"atcr.io/internal/blobstore"
+	"atcr.io/internal/blobstore/filesystem"
+	"atcr.io/internal/blobstore/s3"
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/identity"
+	"atcr.io/internal/pds"
+	"atcr.io/internal/sqldb"
+	"atcr.io/internal/upload"
+	"atcr.io/internal/xrpc"
+)
+
+const (
+	pruneEvery = 10 * time.Minute
+	userAgent  = "atcr-hold"
+)
+
+// Hold is an open hold. Safe for concurrent use.
+type Hold struct {
+	config   Config
+	did      syntax.DID
+	document map[string]any
+	log      *slog.Logger
+	now      func() time.Time
+
+	db       *sqldb.DB
+	host     *pds.Host
+	repo     *pds.Repo
+	roster   *roster
+	uploads  *upload.Uploads
+	verifier *xrpc.Verifier
+	links    *linker
+	handler  http.Handler
+	stop     context.CancelFunc
+}
+
+// Open opens database, repo and storage, and writes what the first start writes. config was validated.
+// Its errors are sentences for an operator.
+func Open(ctx context.Context, config Config, logger *slog.Logger, registry prometheus.Registerer) (_ *Hold, err error) {
+	h := &Hold{config: config, did: config.DID(), log: logger, now: time.Now}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
+	h.warn()
+	store, err := h.openStore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
+		return nil, fmt.Errorf("HOLD_DATABASE_DIR: %w", err)
+	}
+	if h.db, err = sqldb.Open(ctx, filepath.Join(config.DatabaseDir, "db.sqlite3")); err != nil {
+		return nil, err
+	}
+	if err := h.openRepo(ctx); err != nil {
+		return nil, err
+	}
+	presign, why := config.presigning(ctx)
+	h.uploads, err = upload.Open(ctx, upload.Config{
+		DB: h.db, Store: store, Logger: logger, Metrics: registry, NoPresign: !presign, SpoolDir: h.spoolDir(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("uploads: %w", err)
+	}
+	logger.Info("presigned URLs are "+map[bool]string{true: "on", false: "off"}[presign], "why", why)
+	h.verifier = xrpc.NewVerifier(xrpc.VerifierConfig{Audience: h.did, Fragment: "atcr_hold", Keys: identity.New(identity.Config{
+		PLCURL: config.PLCURL, AllowPrivate: config.TestMode, UserAgent: userAgent, Logger: logger,
+	})})
+	h.handler = h.routes(httpx.NewAdapter(logger, registry, "atcr_hold"))
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	h.stop = stop
+	go h.prune(background)
+	return h, nil
+}
+
+func (h *Hold) warn() {
+	if h.config.TestMode {
+		h.log.Warn("TEST_MODE: http and private addresses are allowed. Never set it on a hold that others reach")
+	}
+}
+
+// spoolDir is where parts wait that are not in the storage yet.
+func (h *Hold) spoolDir() string { return filepath.Join(h.config.DatabaseDir, "spool") }
+
+func (h *Hold) openStore(ctx context.Context) (blobstore.Store, error) {
+	if err := os.MkdirAll(h.spoolDir(), 0o700); err != nil {
+		return nil, fmt.Errorf("HOLD_DATABASE_DIR: %w", err)
+	}
+	var store blobstore.Store = filesystem.New(h.config.StorageRootDir)
+	if h.config.StorageDriver == "s3" {
+		var err error
+		store, err = s3.New(s3.Config{
+			Endpoint: h.config.S3Endpoint, PublicEndpoint: h.config.S3PublicEndpoint, Region: h.config.Region, Bucket: h.config.S3Bucket,
+			AccessKeyID: h.config.AccessKeyID, SecretAccessKey: h.config.SecretAccessKey, SpoolDir: h.spoolDir(),
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return store, store.Check(ctx)
+}
+
+// openRepo opens the hold's own repo, with the key that belongs to it, and makes its records follow the
+// settings.
+func (h *Hold) openRepo(ctx context.Context) error {
+	var err error
+	h.host, err = pds.Open(ctx, pds.Config{
+		DB: h.db, Logger: h.log, ServerDID: h.did, Authorise: h.authoriseWrite,
+		DIDDocument: func(context.Context, syntax.DID) (any, error) { return h.document, nil },
+	})
+	if err != nil {
+		return err
+	}
+	dids, err := h.host.DIDs(ctx)
+	if err != nil {
+		return err
+	}
+	if len(dids) > 0 && dids[0] != h.did {
+		return fmt.Errorf("the database in %s belongs to the hold %s, but HOLD_PUBLIC_URL names %s: set HOLD_PUBLIC_URL to what it was, or use another HOLD_DATABASE_DIR", h.config.DatabaseDir, dids[0], h.did)
+	}
+	key, err := signingKey(h.config.KeyPath, len(dids) > 0)
+	if err != nil {
+		return err
+	}
+	public, err := key.PublicKey()
+	if err != nil {
+		return err
+	}
+	handle := ""
+	if u, err := url.Parse(h.config.PublicURL); err == nil {
+		if parsed, err := syntax.ParseHandle(u.Host); err == nil {
+			handle = parsed.Normalize().String()
+		}
+	}
+	h.document = didDocument(h.did, h.config.PublicURL, handle, public)
+	if h.links, err = newLinker(key.Bytes()); err != nil {
+		return err
+	}
+	if h.repo, err = h.host.AddRepo(ctx, h.did, key, handle); err != nil {
+		return err
+	}
+	if err := h.settle(ctx); err != nil {
+		return err
+	}
+	h.roster = &roster{repo: h.repo}
+	h.repo.OnCommit(h.roster.forget)
+	_, err = h.roster.policy(ctx)
+	return err
+}
+
+// prune keeps the firehose's table small.
+func (h *Hold) prune(ctx context.Context) {
+	tick := time.NewTicker(pruneEvery)
+	defer tick.Stop()
+	for {
+		if err := h.host.Prune(ctx); err != nil && ctx.Err() == nil {
+			h.log.Error("prune events", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Handler serves the hold.
+func (h *Hold) Handler() http.Handler { return h.handler }
+
+// DID is the hold's DID.
+func (h *Hold) DID() syntax.DID { return h.did }
+
+// Close ends what runs in the background and closes the database.
+func (h *Hold) Close() error {
+	var errs []error
+	if h.stop != nil {
+		h.stop()
+	}
+	if h.host != nil {
+		h.host.Close()
+	}
+	if h.uploads != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		errs = append(errs, h.uploads.Close(ctx))
+	}
+	if h.db != nil {
+		errs = append(errs, h.db.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,90 @@
+package hold
+
+import (
+	"net/http"
+	"strings"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/pds"
+	"atcr.io/internal/upload"
+	"atcr.io/internal/xrpc"
+)
+
+// methods are the hold's own XRPC methods; the repo's come from the repo host.
+func (h *Hold) methods() []pds.Route {
+	return []pds.Route{
+		{NSID: atcr.HoldInitiateUploadNSID, Method: http.MethodPost, Access: "blob:write", Handler: h.initiateUpload},
+		{NSID: atcr.HoldGetPartUploadUrlNSID, Method: http.MethodPost, Access: "blob:write", Handler: h.getPartUploadURL},
+		{NSID: atcr.HoldUploadPartNSID, Method: http.MethodPut, Access: "blob:write", Handler: h.uploadPart},
+		{NSID: atcr.HoldCompleteUploadNSID, Method: http.MethodPost, Access: "blob:write", Handler: h.completeUpload},
+		{NSID: atcr.HoldAbortUploadNSID, Method: http.MethodPost, Access: "blob:write", Handler: h.abortUpload},
+		{NSID: getBlobNSID, Method: http.MethodGet, Access: "blob:read", Handler: h.getBlob},
+		{NSID: "_health", Method: http.MethodGet, Access: "public", Handler: h.health},
+	}
+}
+
+// xrpcRoutes are all XRPC methods; the hold's win over the repo host's.
+func (h *Hold) xrpcRoutes() []pds.Route {
+	own := h.methods()
+	taken := map[string]bool{}
+	for _, r := range own {
+		taken[r.NSID] = true
+	}
+	for _, r := range h.host.Routes() {
+		if !taken[r.NSID] {
+			own = append(own, r)
+		}
+	}
+	return own
+}
+
+// routes is the one list of what is served.
+func (h *Hold) routes(adapter *httpx.Adapter) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/xrpc/", pds.Serve(adapter, h.xrpcRoutes()))
+	for _, r := range []struct {
+		pattern, access string
+		translate       httpx.Translator
+		handler         httpx.Handler
+	}{
+		{"GET /.well-known/did.json", "public", xrpc.WriteError, h.getDIDDocument},
+		{"GET /.well-known/atproto-did", "public", xrpc.WriteError, h.getAtprotoDID},
+		{upload.PathPrefix, "who knows the secret", oci.WriteError, h.uploads.Handler(h.config.PublicURL)},
+		{"GET /d/{secret}/{name}", "who knows the secret", xrpc.WriteError, h.getLinkedBlob},
+		{"GET /robots.txt", "public", xrpc.WriteError, text("User-agent: *\nDisallow: /u/\nDisallow: /d/\n")},
+		{"GET /{$}", "public", xrpc.WriteError, text("This is an ATCR hold: blob storage for container images.\n\nIts repo says who may read and write: /xrpc/com.atproto.repo.describeRepo?repo=" + h.did.String() + "\n")},
+		{"/", "public", xrpc.WriteError, notFound},
+	} {
+		mux.Handle(r.pattern, adapter.Wrap(strings.TrimPrefix(r.pattern, "GET "), r.translate, r.handler))
+	}
+	return mux
+}
+
+func notFound(http.ResponseWriter, *http.Request) error {
+	return xrpc.Errorf(http.StatusNotFound, "NotFound", "there is nothing here; methods are under /xrpc/")
+}
+
+func text(body string) httpx.Handler {
+	return func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		_, err := w.Write([]byte(body))
+		return err
+	}
+}
+
+// health says that the database answers.
+func (h *Hold) health(w http.ResponseWriter, r *http.Request) error {
+	if _, err := h.repo.Head(r.Context()); err != nil {
+		return err
+	}
+	xrpc.WriteJSON(w, http.StatusOK, map[string]string{"version": version()})
+	return nil
+}
+
+// getAtBlob serves a blob of the hold's own repo by its CID.
+func (h *Hold) getAtBlob(w http.ResponseWriter, r *http.Request) error {
+	return h.host.GetBlobHandler(w, r)
+}
