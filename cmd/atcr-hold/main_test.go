@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"atcr.io/test/components"
+)
+
+// output collects what a running command prints.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// serve runs the hold with environ alone until the test ends.
+func serve(t *testing.T, environ []string) *output {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	out, ended := &output{}, make(chan error, 1)
+	go func() { ended <- run(ctx, nil, environ, io.Discard, out) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	return out
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	for range 200 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			timer := time.NewTimer(25 * time.Millisecond)
+			<-timer.C
+			continue
+		}
+		body, err := io.ReadAll(res.Body)
+		if err := errors.Join(err, res.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(body)
+	}
+	t.Fatalf("%s does not answer", url)
+	return 0, ""
+}
+
+// The four kinds of hold start as the README writes them, and their captain record says what they allow.
+func TestKinds(t *testing.T) {
+	t.Parallel()
+	s3 := components.StartVersityGW(t)
+	storage := func(bucket string) []string {
+		s3.CreateBucket(t, bucket)
+		return []string{"S3_ENDPOINT=" + s3.Endpoint, "S3_BUCKET=" + bucket, "AWS_ACCESS_KEY_ID=" + s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s3.SecretKey}
+	}
+	folder := []string{"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir()}
+	for name, test := range map[string]struct {
+		environ          []string
+		public, allowAll bool
+		says             string
+	}{
+		"personal":    {append(storage("personal"), "HOLD_PUBLIC=false", "HOLD_ALLOW_ALL_CREW=false"), false, false, "presigned URLs are on"},
+		"team":        {append(storage("team"), "HOLD_PUBLIC=false", "HOLD_ALLOW_ALL_CREW=false", "DISABLE_PRESIGNED_URLS=true"), false, false, "presigned URLs are off"},
+		"community":   {append(storage("community"), "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true"), true, true, "presigned URLs are on"},
+		"development": {append(folder, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true"), true, true, "presigned URLs are off"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := fmt.Sprintf("127.0.0.1:%d", components.FreePort(t))
+			out := serve(t, append(test.environ, "HOLD_PUBLIC_URL=http://"+address, "HOLD_SERVER_ADDR="+address, "HOLD_DEBUG_ADDR=127.0.0.1:0",
+				"HOLD_OWNER=did:plc:your-test-did", "HOLD_DATABASE_DIR="+t.TempDir(), "PATH=/bin", "HOLD_PORT=tcp://10.0.0.1:80"))
+			did := "did:web:" + strings.ReplaceAll(address, ":", "%3A")
+			if status, body := get(t, "http://"+address+"/.well-known/did.json"); status != http.StatusOK || !strings.Contains(body, did) {
+				t.Fatalf("%d %s", status, body)
+			}
+			_, body := get(t, "http://"+address+"/xrpc/com.atproto.repo.getRecord?repo="+strings.ReplaceAll(did, "%", "%25")+"&collection=io.atcr.hold.captain&rkey=self")
+			var captain struct {
+				Value struct {
+					Owner                string
+					Public, AllowAllCrew bool
+				}
+			}
+			if err := json.Unmarshal([]byte(body), &captain); err != nil || captain.Value.Public != test.public || captain.Value.AllowAllCrew != test.allowAll || captain.Value.Owner != "did:plc:your-test-did" {
+				t.Errorf("%s %v", body, err)
+			}
+			want := http.StatusUnauthorized
+			if test.public {
+				want = http.StatusNotFound
+			}
+			if status, body := get(t, "http://"+address+"/xrpc/com.atproto.sync.getBlob?did=did:plc:x&cid=sha256:"+strings.Repeat("0", 64)); status != want {
+				t.Errorf("nobody reads: %d %s", status, body)
+			}
+			if !strings.Contains(out.String(), test.says) {
+				t.Errorf("the log lacks %q:\n%s", test.says, out)
+			}
+		})
+	}
+}
+
+// Would catch a start that fails late, or says nothing of what to do.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	s3 := components.StartVersityGW(t)
+	base := []string{"HOLD_PUBLIC_URL=http://127.0.0.1:1", "HOLD_SERVER_ADDR=127.0.0.1:0", "HOLD_OWNER=did:plc:x", "HOLD_DATABASE_DIR=" + t.TempDir()}
+	for name, test := range map[string]struct {
+		args    []string
+		environ []string
+		want    string
+	}{
+		"nothing":        {nil, nil, "HOLD_PUBLIC_URL is required"},
+		"unknown":        {nil, append(base, "HOLD_ALOW_ALL_CREW=true"), "did you mean HOLD_ALLOW_ALL_CREW?"},
+		"no bucket":      {nil, append(base, "S3_ENDPOINT="+s3.Endpoint, "S3_BUCKET=absent-bucket", "AWS_ACCESS_KEY_ID="+s3.AccessKey, "AWS_SECRET_ACCESS_KEY="+s3.SecretKey), "no bucket absent-bucket"},
+		"no command":     {[]string{"frobnicate"}, base, "--help"},
+		"no argument":    {[]string{"serve", "now"}, base, "--help"},
+		"folder no root": {nil, append(base, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=/dev/null/x"), "STORAGE_ROOT_DIR"},
+	} {
+		err := run(t.Context(), test.args, test.environ, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), s3.SecretKey+" ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Would catch a secret that is shown, and help that does not teach.
+func TestManual(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string][]string{
+		"--help":               {"Usage:", "HOLD_PUBLIC_URL", "HOLD_DATABASE_DIR"},
+		"config --env-example": {"HOLD_PUBLIC_URL=", "#HOLD_SERVER_ADDR=:8080"},
+		"config --markdown":    {"| `HOLD_PUBLIC` |"},
+		"config":               {"HOLD_PUBLIC_URL=https://hold.example.com", "AWS_SECRET_ACCESS_KEY=(hidden)", "HOLD_KEY_PATH=/var/lib/atcr-hold/signing.key", "HOLD_SERVER_ADDR=:8080"},
+	} {
+		var out bytes.Buffer
+		err := run(t.Context(), strings.Fields(args), []string{
+			"HOLD_PUBLIC_URL=https://hold.example.com", "S3_BUCKET=b", "AWS_ACCESS_KEY_ID=k", "AWS_SECRET_ACCESS_KEY=secretword",
+		}, &out, io.Discard)
+		if err != nil {
+			t.Errorf("%s: %v", args, err)
+		}
+		for _, w := range want {
+			if !strings.Contains(out.String(), w) {
+				t.Errorf("%s lacks %q:\n%s", args, w, &out)
+			}
+		}
+		if strings.Contains(out.String(), "secretword") {
+			t.Errorf("%s shows a secret", args)
+		}
+	}
+}
