@@ -109,7 +109,7 @@ func (a *Adapter) record(r *http.Request, route string, status int, code string,
 	if logger == nil {
 		logger = slog.Default()
 	}
-	if status >= 500 {
+	if status >= 500 && status != http.StatusNotImplemented {
 		level = slog.LevelError
 	} else if err == nil {
 		level = slog.LevelDebug

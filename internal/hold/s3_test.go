@@ -1,0 +1,152 @@
+package hold
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/oci"
+	"atcr.io/test/components"
+)
+
+// countingProxy passes requests on to a real S3 server, as they were signed, and counts them.
+func countingProxy(t *testing.T, target string) (string, *atomic.Int64) {
+	t.Helper()
+	u, err := url.Parse(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n atomic.Int64
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = u.Scheme, u.Host, r.In.Host
+	}}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.Add(1)
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL, &n
+}
+
+func startS3Hold(t *testing.T, change func(*Config)) (*server, *atomic.Int64) {
+	t.Helper()
+	storage := components.StartVersityGW(t)
+	storage.CreateBucket(t, "blobs")
+	endpoint, requests := countingProxy(t, storage.Endpoint)
+	s := startHold(t, newPeople(t), func(c *Config) {
+		c.StorageDriver, c.S3Bucket, c.S3Endpoint, c.AccessKeyID, c.SecretAccessKey = "s3", "blobs", endpoint, storage.AccessKey, storage.SecretKey
+		if change != nil {
+			change(c)
+		}
+	})
+	requests.Store(0)
+	return s, requests
+}
+
+// Would catch a read or write that asks the storage more than it must: at most two requests for a small
+// push, none for HEAD and for GET to its redirect.
+func TestS3Requests(t *testing.T) {
+	t.Parallel()
+	s, requests := startS3Hold(t, nil)
+	data := bytes.Repeat([]byte("x"), 1024)
+	digest := s.push(t, owner, data)
+	if n := requests.Swap(0); n > 2 || n == 0 {
+		t.Errorf("a push of 1 KiB took %d requests", n)
+	}
+	token := s.token(t, owner, getBlobNSID)
+	if a := s.send(t, http.MethodHead, s.blobPath(digest), token, nil); a.status != 200 || a.header.Get("Content-Length") != "1024" || requests.Load() != 0 {
+		t.Errorf("HEAD: %d, %d requests", a.status, requests.Load())
+	}
+	get := s.send(t, http.MethodGet, s.blobPath(digest), token, nil)
+	if get.status != http.StatusTemporaryRedirect || requests.Load() != 0 {
+		t.Fatalf("GET: %d, %d requests", get.status, requests.Load())
+	}
+	if a := s.send(t, http.MethodGet, get.header.Get("Location"), "", nil); a.status != 200 || a.body != string(data) {
+		t.Errorf("behind the redirect: %d, %d bytes", a.status, len(a.body))
+	}
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		var link struct{ URL string }
+		s.send(t, http.MethodGet, s.blobPath(digest)+"&method="+method, token, nil).json(t, &link)
+		if a := s.send(t, method, link.URL, "", nil); a.status != 200 {
+			t.Errorf("presigned %s: %d", method, a.status)
+		}
+	}
+	// Pushed again, the blob is not written over.
+	requests.Store(0)
+	s.push(t, owner, data)
+	if n := requests.Load(); n > 1 {
+		t.Errorf("the second push of the same took %d requests", n)
+	}
+}
+
+// Would catch parts sent past the hold that are believed before they were read back.
+func TestPresignedParts(t *testing.T) {
+	t.Parallel()
+	s, _ := startS3Hold(t, func(c *Config) { c.Public, c.AllowAllCrew = true, true })
+	upload := func(name string, data []byte, claimed oci.Digest) answer {
+		t.Helper()
+		id, _ := s.begin(t, owner)
+		var target atcr.HoldGetPartUploadUrlOutput
+		s.call(t, owner, atcr.HoldGetPartUploadUrlNSID, map[string]any{"uploadId": id, "partNumber": 1}).json(t, &target)
+		if !strings.HasPrefix(target.Url, s.config.S3Endpoint) {
+			t.Fatalf("%s: %+v", name, target)
+		}
+		part := s.send(t, http.MethodPut, target.Url, "", bytes.NewReader(data))
+		if part.status != 200 {
+			t.Fatalf("%d %s", part.status, part.body)
+		}
+		return s.call(t, owner, atcr.HoldCompleteUploadNSID, atcr.HoldCompleteUploadInput{
+			UploadId: id, Digest: claimed.String(), Parts: []atcr.HoldCompleteUploadPart{{PartNumber: 1, Etag: part.header.Get("ETag")}},
+		})
+	}
+	data := []byte("sent past the hold")
+	if a := upload("right", data, oci.FromBytes(data)); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	get := s.send(t, http.MethodGet, s.blobPath(oci.FromBytes(data)), "", nil)
+	if a := s.send(t, http.MethodGet, get.header.Get("Location"), "", nil); a.body != string(data) {
+		t.Errorf("%d %q", a.status, a.body)
+	}
+	wrong := oci.FromBytes([]byte("claimed"))
+	if a := upload("wrong", []byte("other bytes"), wrong); a.errorName() != "InvalidDigest" {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	for _, did := range []string{"", s.token(t, owner, getBlobNSID)} {
+		for _, d := range []oci.Digest{wrong, oci.FromBytes([]byte("other bytes"))} {
+			if a := s.send(t, http.MethodGet, s.blobPath(d), did, nil); a.status != 404 {
+				t.Errorf("%s is readable: %d", d, a.status)
+			}
+		}
+	}
+}
+
+// Would catch a hold that sends clients to a storage they cannot reach, or bytes that it changes on the way.
+func TestS3ThroughTheHold(t *testing.T) {
+	t.Parallel()
+	s, _ := startS3Hold(t, func(c *Config) { c.DisablePresigned = true })
+	data := bytes.Repeat([]byte("0123456789abcdef"), 20<<20/16)
+	digest := s.push(t, owner, data)
+	token := s.token(t, owner, getBlobNSID)
+	if a := s.send(t, http.MethodGet, s.blobPath(digest), token, nil); a.status != 200 || !digest.Matches([]byte(a.body)) {
+		t.Errorf("%d, %d bytes", a.status, len(a.body))
+	}
+	if a := s.send(t, http.MethodGet, s.blobPath(digest), token, nil, "Range", "bytes=16-31"); a.status != 206 || a.body != "0123456789abcdef" {
+		t.Errorf("range: %d %q", a.status, a.body)
+	}
+	// Known digest first: the bytes come with the PUT.
+	other := append([]byte("known first"), data...)
+	_, target := s.begin(t, owner)
+	known := oci.FromBytes(other)
+	if a := s.send(t, http.MethodPut, target+"?digest="+known.String(), "", bytes.NewReader(other)); a.status != 201 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	if a := s.send(t, http.MethodGet, s.blobPath(known), token, nil); !known.Matches([]byte(a.body)) {
+		t.Errorf("%d, %d bytes", a.status, len(a.body))
+	}
+}

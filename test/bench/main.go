@@ -1,0 +1,113 @@
+// Command bench measures ATCR beside its peer, distribution, in one run on one machine, and prints the
+// figures as Markdown. What it measures: layer pushes to a folder, peak memory under many of them, S3
+// requests, manifest and blob reads, and commits to a hold's repo.
+//
+// It needs bin/atcr-hold and bin/atcr-appview (make build) and the components of the tests (make components).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"atcr.io/internal/devnet"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// bench is one run: where things are, what was started, and the report.
+type bench struct {
+	dir      string // data, removed at the end
+	bin      string
+	rounds   int
+	out      io.Writer
+	network  *devnet.Network
+	alice    devnet.Account
+	stoppers []func() error
+}
+
+type section struct {
+	name string
+	run  func(context.Context, *bench) error
+}
+
+var sections = []section{
+	{"push", benchPush}, {"memory", benchMemory}, {"s3", benchS3Requests}, {"read", benchRead}, {"commits", benchCommits},
+}
+
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	only := flags.String("only", "", "comma-separated sections: push, memory, s3, read, commits (default all)")
+	rounds := flags.Int("rounds", 5, "rounds of each measurement; medians are printed")
+	bin := flags.String("bin", "bin", "folder of atcr-hold and atcr-appview")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "atcr-bench-")
+	if err != nil {
+		return err
+	}
+	b := &bench{dir: dir, bin: *bin, rounds: *rounds, out: out}
+	defer func() {
+		for i := len(b.stoppers) - 1; i >= 0; i-- {
+			err = errors.Join(err, b.stoppers[i]())
+		}
+		err = errors.Join(err, os.RemoveAll(dir))
+	}()
+	b.network, err = devnet.Start(ctx, devnet.Config{Dir: filepath.Join(dir, "devnet"), Accounts: []string{"alice.test"}})
+	if err != nil {
+		return err
+	}
+	b.stoppers = append(b.stoppers, b.network.Close)
+	b.alice = b.network.Accounts[0]
+
+	b.printf("# Benchmarks\n\n%s, %d cores, %s, %s/%s. Peer: distribution 3.1.2, same machine, same run; medians of %d rounds.\n",
+		time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH, b.rounds)
+	known := map[string]bool{}
+	for _, s := range sections {
+		known[s.name] = true
+	}
+	for name := range strings.SplitSeq(*only, ",") {
+		if name != "" && !known[name] {
+			return fmt.Errorf("no section %q", name)
+		}
+	}
+	for _, s := range sections {
+		if *only != "" && !strings.Contains(","+*only+",", ","+s.name+",") {
+			continue
+		}
+		if err := s.run(ctx, b); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) printf(format string, args ...any) { _, _ = fmt.Fprintf(b.out, format, args...) }
+
+// benchCommits runs the repo host's own benchmarks, which print the plain inserts beside the commits.
+func benchCommits(ctx context.Context, b *bench) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "Commit", "-benchtime", "2s", "atcr.io/internal/pds")
+	text, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, text)
+	}
+	b.printf("\n## Commits to a hold's repo\n\nsynchronous=FULL; plain: one insert a commit, same driver, same disk.\n\n```\n%s```\n", text)
+	return nil
+}

@@ -1,0 +1,312 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+)
+
+func expiry() string { return strconv.FormatInt(time.Now().Add(50*time.Minute).Unix(), 10) }
+
+func median[T int64 | float64 | time.Duration](v []T) T {
+	s := slices.Clone(v)
+	slices.Sort(s)
+	return s[len(s)/2]
+}
+
+// target is one way to push.
+type target struct {
+	name          string
+	begin         begin
+	authorization string
+	process       *process
+}
+
+// pushTargets are the peer, the hold itself, and the hold through the AppView.
+func (b *bench) pushTargets(ctx context.Context, s3 bool) ([]target, error) {
+	suffix, holdEnv := "-fs", []string(nil)
+	var peerS3 *s3Server
+	if s3 {
+		suffix = "-s3"
+		storage, err := b.startS3(ctx, "versitygw-hold")
+		if err != nil {
+			return nil, err
+		}
+		holdEnv = storage.holdEnv(storage.url)
+		if peerS3, err = b.startS3(ctx, "versitygw-peer"); err != nil {
+			return nil, err
+		}
+	}
+	peer, err := b.startDistribution(ctx, "distribution"+suffix, peerS3)
+	if err != nil {
+		return nil, err
+	}
+	h, err := b.startHold(ctx, "hold"+suffix, holdEnv...)
+	if err != nil {
+		return nil, err
+	}
+	appview, err := b.startAppView(ctx, "appview"+suffix, h)
+	if err != nil {
+		return nil, err
+	}
+	service, err := b.serviceToken(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	token, err := registryToken(ctx, appview, b.alice, "repository:alice.test/bench:pull,push")
+	if err != nil {
+		return nil, err
+	}
+	return []target{
+		{"distribution", registryUpload(peer.url, "alice.test/bench", ""), "", peer},
+		{"hold, uploadUrl", b.holdUpload(h, service), "", h.process},
+		{"through the AppView", registryUpload(appview.url, "alice.test/bench", token), token, appview},
+	}, nil
+}
+
+func benchPush(ctx context.Context, b *bench) error {
+	targets, err := b.pushTargets(ctx, false)
+	if err != nil {
+		return err
+	}
+	b.printf("\n## Pushing one layer, storage is a folder\n\nPOST, PATCH with the whole stream, PUT. Final PUT: from the last byte's 202 to the 201, median and worst.\n\n| layer | target | MB/s | of distribution | final PUT |\n|---|---|---|---|---|\n")
+	seed := uint64(1)
+	for _, size := range []int64{256 << 20, 1 << 30} {
+		times, finals := make([][]time.Duration, len(targets)), make([][]time.Duration, len(targets))
+		for range b.rounds {
+			for i, t := range targets { // in turn, so that a drift of the machine meets all
+				seed++
+				p, err := push(ctx, t.begin, newLayer(size, seed), t.authorization)
+				if err != nil {
+					return fmt.Errorf("%s: %w", t.name, err)
+				}
+				times[i], finals[i] = append(times[i], p.Total), append(finals[i], p.Final)
+			}
+		}
+		for i, t := range targets {
+			b.printf("| %d MiB | %s | %.0f | %.2f× | %s, %s |\n", size>>20, t.name, float64(size)/1e6/median(times[i]).Seconds(),
+				median(times[0]).Seconds()/median(times[i]).Seconds(), median(finals[i]).Round(100*time.Microsecond), slices.Max(finals[i]).Round(100*time.Microsecond))
+		}
+	}
+	return nil
+}
+
+func benchMemory(ctx context.Context, b *bench) error {
+	b.printf("\n## 16 parallel pushes of 256 MiB\n\n| storage | target | process | peak memory | MB/s | slowest final PUT |\n|---|---|---|---|---|---|\n")
+	for _, s3 := range []bool{false, true} {
+		targets, err := b.pushTargets(ctx, s3)
+		if err != nil {
+			return err
+		}
+		layers := make([]*layer, 16)
+		for i, t := range targets {
+			for j := range layers {
+				layers[j] = newLayer(256<<20, uint64(1000+100*i+j))
+			}
+			processes := []*process{t.process}
+			if i == 2 {
+				processes = append(processes, targets[1].process)
+			}
+			for _, p := range processes {
+				if err := p.resetPeak(); err != nil {
+					return err
+				}
+			}
+			total, worst, err := parallel(ctx, len(layers), func(ctx context.Context, j int) (pushed, error) {
+				return push(ctx, t.begin, layers[j], t.authorization)
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", t.name, err)
+			}
+			for _, p := range processes {
+				peak, err := p.peakMemory()
+				if err != nil {
+					return err
+				}
+				b.printf("| %s | %s | %s | %d MB | %.0f | %s |\n", map[bool]string{false: "folder", true: "S3"}[s3], t.name, p.name, peak/1e6,
+					float64(len(layers))*256*1.048576/total.Seconds(), worst.Round(time.Millisecond))
+			}
+		}
+	}
+	return nil
+}
+
+// benchS3Requests counts what a 1 KiB blob costs at the storage.
+func benchS3Requests(ctx context.Context, b *bench) error {
+	storage, err := b.startS3(ctx, "versitygw-count")
+	if err != nil {
+		return err
+	}
+	proxy, err := startProxy(ctx, storage.url)
+	if err != nil {
+		return err
+	}
+	b.stoppers = append(b.stoppers, proxy.close)
+	h, err := b.startHold(ctx, "hold-count", storage.holdEnv(proxy.url)...)
+	if err != nil {
+		return err
+	}
+	service, err := b.serviceToken(ctx, h)
+	if err != nil {
+		return err
+	}
+	l := newLayer(1024, 7)
+	counted := func(f func() error) (int64, error) {
+		before := proxy.requests.Load()
+		err := f()
+		return proxy.requests.Load() - before, err
+	}
+	pushes, err := counted(func() error { _, err := push(ctx, b.holdUpload(h, service), l, ""); return err })
+	if err != nil {
+		return err
+	}
+	blob := h.url + "/xrpc/com.atproto.sync.getBlob?did=" + b.alice.DID + "&cid=" + l.digest
+	heads, err := counted(func() error { _, err := noRedirect(ctx, http.MethodHead, blob, http.StatusOK); return err })
+	if err != nil {
+		return err
+	}
+	gets, err := counted(func() error {
+		_, err := noRedirect(ctx, http.MethodGet, blob, http.StatusTemporaryRedirect)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	b.printf("\n## S3 requests\n\n| 1 KiB blob | requests |\n|---|---|\n| push | %d |\n| HEAD | %d |\n| GET, to the redirect | %d |\n", pushes, heads, gets)
+	return nil
+}
+
+func noRedirect(ctx context.Context, method, url string, want int) (http.Header, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := client.Transport.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 1<<20)) // so that the connection is used again
+	if res.StatusCode != want {
+		return nil, fmt.Errorf("%s %s: %s, want %d", method, req.URL.Path, res.Status, want)
+	}
+	return res.Header, nil
+}
+
+// benchRead compares reads of a manifest by digest and of a blob that is answered with a redirect. The
+// peer runs without authentication and with its cache; ours checks names, records and the hold's policy.
+func benchRead(ctx context.Context, b *bench) error {
+	storage, err := b.startS3(ctx, "versitygw-read")
+	if err != nil {
+		return err
+	}
+	peerStorage, err := b.startS3(ctx, "versitygw-read-peer")
+	if err != nil {
+		return err
+	}
+	onFolder, err := b.startDistribution(ctx, "distribution-read-fs", nil)
+	if err != nil {
+		return err
+	}
+	onS3, err := b.startDistribution(ctx, "distribution-read-s3", peerStorage)
+	if err != nil {
+		return err
+	}
+	h, err := b.startHold(ctx, "hold-read", storage.holdEnv(storage.url)...)
+	if err != nil {
+		return err
+	}
+	appview, err := b.startAppView(ctx, "appview-read", h)
+	if err != nil {
+		return err
+	}
+	token, err := registryToken(ctx, appview, b.alice, "repository:alice.test/read:pull,push")
+	if err != nil {
+		return err
+	}
+	var manifest, blob string
+	for _, r := range []struct{ url, authorization string }{{onFolder.url, ""}, {onS3.url, ""}, {appview.url, token}} {
+		if manifest, blob, err = pushSmallImage(ctx, r.url, r.authorization); err != nil {
+			return err
+		}
+	}
+	const repository = "/v2/alice.test/read"
+	rows := []struct {
+		what, name, url string
+		status          int
+	}{
+		{"manifest by digest", "distribution, folder", onFolder.url + repository + "/manifests/" + manifest, 200},
+		{"manifest by digest", "distribution, S3", onS3.url + repository + "/manifests/" + manifest, 200},
+		{"manifest by digest", "AppView", appview.url + repository + "/manifests/" + manifest, 200},
+		{"manifest by digest", "AppView, with a token", appview.url + repository + "/manifests/" + manifest, 200},
+		{"blob redirect", "distribution, S3", onS3.url + repository + "/blobs/" + blob, 307},
+		{"blob redirect", "AppView", appview.url + repository + "/blobs/" + blob, 307},
+		{"blob redirect", "hold, presigned", h.url + "/xrpc/com.atproto.sync.getBlob?did=" + b.alice.DID + "&cid=" + blob, 307},
+	}
+	rates := make([][]float64, len(rows))
+	for range b.rounds {
+		for i, r := range rows {
+			header := "Accept: application/vnd.oci.image.manifest.v1+json\r\n"
+			if r.name == "AppView, with a token" {
+				header += "Authorization: " + token + "\r\n"
+			}
+			v, err := rate(ctx, r.url, header, r.status, 16, 2*time.Second)
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", r.what, r.name, err)
+			}
+			rates[i] = append(rates[i], v)
+		}
+	}
+	b.printf("\n## Reads\n\n16 connections; the load generator shares the machine. Of distribution: its better one.\n\n| read | server | requests/s | of distribution |\n|---|---|---|---|\n")
+	best := map[string]float64{"manifest by digest": max(median(rates[0]), median(rates[1])), "blob redirect": median(rates[4])}
+	for i, r := range rows {
+		b.printf("| %s | %s | %.0f | %.1f× |\n", r.what, r.name, median(rates[i]), median(rates[i])/best[r.what])
+	}
+	return nil
+}
+
+// pushSmallImage pushes a config and a layer of 1 KiB and their manifest, and returns the digests of
+// manifest and layer.
+func pushSmallImage(ctx context.Context, base, authorization string) (manifest, blob string, err error) {
+	layers := []*layer{newLayer(1024, 11), newLayer(1024, 12)}
+	for _, l := range layers {
+		if _, err := push(ctx, registryUpload(base, "alice.test/read", authorization), l, authorization); err != nil {
+			return "", "", err
+		}
+	}
+	descriptor := func(mediaType string, l *layer) map[string]any {
+		return map[string]any{"mediaType": mediaType, "digest": l.digest, "size": l.size}
+	}
+	raw, err := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": descriptor("application/vnd.oci.image.config.v1+json", layers[0]),
+		"layers": []any{descriptor("application/vnd.oci.image.layer.v1.tar", layers[1])},
+	})
+	if err != nil {
+		return "", "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, base+"/v2/alice.test/read/manifests/1.0", bytes.NewReader(raw))
+	if err != nil {
+		return "", "", err
+	}
+	req.Header.Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return "", "", err
+	}
+	defer func() { _ = res.Body.Close() }()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusCreated {
+		return "", "", fmt.Errorf("manifest: %s: %s", res.Status, text)
+	}
+	return res.Header.Get("Docker-Content-Digest"), layers[1].digest, nil
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// layer is pseudo-random bytes made as they are read, so that the generator's memory does not count.
+// The first block is unique; the rest repeats, which costs the sender little.
+type layer struct {
+	size   int64
+	seed   uint64
+	digest string
+}
+
+const blockBytes = 1 << 20
+
+func newLayer(size int64, seed uint64) *layer {
+	l := &layer{size: size, seed: seed}
+	h := sha256.New()
+	if _, err := io.Copy(h, l.reader()); err != nil {
+		panic(err) // the reader cannot fail
+	}
+	l.digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
+	return l
+}
+
+func (l *layer) reader() io.Reader {
+	block := make([]byte, blockBytes)
+	source := rand.NewChaCha8([32]byte{byte(l.seed), byte(l.seed >> 8), byte(l.seed >> 16), byte(l.seed >> 24)})
+	_, _ = source.Read(block) // never fails
+	return io.LimitReader(&repeat{block: block}, l.size)
+}
+
+type repeat struct {
+	block []byte
+	at    int
+}
+
+func (r *repeat) Read(p []byte) (int, error) {
+	n := copy(p, r.block[r.at:])
+	r.at = (r.at + n) % len(r.block)
+	return n, nil
+}
+
+// begin starts an upload and returns the URL that takes the bytes.
+type begin func(ctx context.Context) (string, error)
+
+// pushed is what one push took.
+type pushed struct {
+	Total time.Duration // from POST to 201
+	Final time.Duration // from the last byte's acknowledgement to 201: the final PUT
+}
+
+var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, WriteBufferSize: 256 << 10}}
+
+// push sends a layer as docker does: POST, PATCH with the whole stream, PUT with the digest.
+func push(ctx context.Context, b begin, l *layer, authorization string) (pushed, error) {
+	start := time.Now()
+	target, err := b(ctx)
+	if err != nil {
+		return pushed{}, err
+	}
+	res, err := send(ctx, http.MethodPatch, target, io.NopCloser(l.reader()), authorization, http.StatusAccepted, http.StatusNoContent)
+	if err != nil {
+		return pushed{}, err
+	}
+	if location := res.Header.Get("Location"); location != "" {
+		next, err := res.Request.URL.Parse(location)
+		if err != nil {
+			return pushed{}, err
+		}
+		target = next.String()
+	}
+	last := time.Now()
+	separator := "?"
+	if strings.Contains(target, "?") {
+		separator = "&"
+	}
+	if _, err := send(ctx, http.MethodPut, target+separator+"digest="+l.digest, nil, authorization, http.StatusCreated); err != nil {
+		return pushed{}, err
+	}
+	return pushed{Total: time.Since(start), Final: time.Since(last)}, nil
+}
+
+// registryUpload is begin by the distribution API.
+func registryUpload(base, repository, authorization string) begin {
+	return func(ctx context.Context) (string, error) {
+		res, err := send(ctx, http.MethodPost, base+"/v2/"+repository+"/blobs/uploads/", nil, authorization, http.StatusAccepted)
+		if err != nil {
+			return "", err
+		}
+		u, err := res.Request.URL.Parse(res.Header.Get("Location"))
+		if err != nil {
+			return "", err
+		}
+		return u.String(), nil
+	}
+}
+
+func send(ctx context.Context, method, target string, body io.Reader, authorization string, want ...int) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, target, body)
+	if err != nil {
+		return nil, err
+	}
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/octet-stream")
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(res.Body, 4096))
+	err = errors.Join(err, res.Body.Close())
+	if err != nil {
+		return nil, err
+	}
+	for _, status := range want {
+		if res.StatusCode == status {
+			return res, nil
+		}
+	}
+	return nil, fmt.Errorf("%s %s: %s: %s", method, req.URL.Path, res.Status, text)
+}
+
+// parallel runs n pushes at once and returns the time of all and the slowest final PUT.
+func parallel(ctx context.Context, n int, one func(ctx context.Context, i int) (pushed, error)) (total, worstFinal time.Duration, err error) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i := range n {
+		wg.Go(func() {
+			p, e := one(ctx, i)
+			mu.Lock()
+			defer mu.Unlock()
+			err = errors.Join(err, e)
+			worstFinal = max(worstFinal, p.Final)
+		})
+	}
+	wg.Wait()
+	return time.Since(start), worstFinal, err
+}

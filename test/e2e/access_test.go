@@ -1,0 +1,337 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"atcr.io/internal/oci"
+	"atcr.io/test/components"
+)
+
+// Would catch access that follows anything but the name's owner and the hold's records: a stranger who
+// pushes, an anonymous pull from a private hold, a delete that reaches into another repository.
+func TestAccess(t *testing.T) {
+	t.Parallel()
+	n := startNetwork(t, "filesystem")
+	crane := components.Path(t, "crane")
+	nobody, alice, bob := dockerConfig(t), dockerConfig(t), dockerConfig(t)
+	for config, account := range map[string]components.Account{alice: n.alice, bob: n.bob} {
+		command(t, []string{config}, crane, "auth", "login", n.registry, "-u", account.Handle, "-p", account.AppPassword)
+	}
+	image := newImage(t)
+	push := func(config, reference string) (string, error) {
+		return tryCommand(t, []string{config}, crane, "push", image.layout, n.registry+"/"+reference)
+	}
+	pull := func(config, reference string) (string, error) {
+		return tryCommand(t, []string{config}, crane, "pull", "--format=oci", n.registry+"/"+reference, filepath.Join(t.TempDir(), "out"))
+	}
+	must := func(out string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	refused := func(what string, out string, err error) {
+		t.Helper()
+		if err == nil {
+			t.Errorf("%s was not refused:\n%s", what, out)
+		}
+	}
+
+	must(push(alice, "alice.test/one:1.0"))
+	must(push(alice, "alice.test/team/two:1.0"))
+	out, err := push(bob, "alice.test/one:2.0")
+	refused("a stranger's push", out, err)
+	out, err = push(nobody, "alice.test/one:2.0")
+	refused("an anonymous push", out, err)
+	out, err = tryCommand(t, []string{nobody}, crane, "auth", "login", n.registry, "-u", n.alice.Handle, "-p", "wrong-pass-word-here")
+	if err == nil { // crane keeps what it is given; the push shows whether it counts
+		out, err = push(nobody, "alice.test/one:2.0")
+	}
+	refused("a wrong password", out, err)
+
+	// The same image in two repositories: the record of one is deleted at the PDS, the other is still pulled.
+	deleteManifestRecords(t, n, "one")
+	waitUntil(t, "the deleted image is gone", func() bool {
+		_, err := pull(dockerConfig(t), "alice.test/one@"+image.digest)
+		return err != nil
+	})
+	must(pull(dockerConfig(t), "alice.test/team/two:1.0"))
+
+	// bob's profile names his own private hold.
+	putProfile(t, n, n.bob, n.privateDID)
+	waitUntil(t, "bob's push lands in his own hold", func() bool {
+		must(push(bob, "bob.test/secret:1.0"))
+		return holdOf(t, n, n.bob, "secret") == n.privateDID
+	})
+	must(pull(bob, "bob.test/secret:1.0"))
+	for config, who := range map[string]string{dockerConfig(t): "an anonymous pull", alice: "a stranger's pull"} {
+		out, err := pull(config, "bob.test/secret:1.0")
+		refused(who+" from a private hold", out, err)
+	}
+	config := strings.TrimPrefix(image.blobs[0], "sha256:")
+	status, body := get(t, n.private.url+"/xrpc/com.atproto.sync.getBlob?did="+n.bob.DID+"&cid=sha256:"+config)
+	if status != http.StatusUnauthorized && status != http.StatusForbidden {
+		t.Errorf("the private hold answered nobody with %d %s", status, body)
+	}
+	missing := oci.FromBytes([]byte("not there"))
+	if s, _ := get(t, n.private.url+"/xrpc/com.atproto.sync.getBlob?did="+n.bob.DID+"&cid="+missing.String()); s != status {
+		t.Errorf("the private hold tells nobody which blobs it has: %d for one, %d for another", status, s)
+	}
+
+	// alice chooses bob's hold, where she is not crew: refused, with what to do.
+	putProfile(t, n, n.alice, n.privateDID)
+	waitUntil(t, "alice's push to bob's hold is refused", func() bool {
+		out, err = push(alice, "alice.test/three:1.0")
+		return err != nil
+	})
+	if !strings.Contains(out, "crew") {
+		t.Errorf("the refusal does not say what to do:\n%s", out)
+	}
+}
+
+// Would catch bytes served that were never hashed, and an upload that survives a crash half-written.
+func TestBytes(t *testing.T) {
+	t.Parallel()
+	for _, driver := range []string{"filesystem", "s3"} {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			n := startNetwork(t, driver)
+			token := registryToken(t, n, n.alice, "repository:alice.test/bytes:pull,push")
+			base := "http://" + n.registry + "/v2/alice.test/bytes/blobs/"
+			blob := make([]byte, 20<<20)
+			_, _ = rand.Read(blob) // never fails
+			digest := oci.FromBytes(blob)
+
+			wrong := oci.FromBytes([]byte("something else"))
+			location := startUpload(t, base, token)
+			do(t, http.MethodPatch, location, token, bytes.NewReader(blob), http.StatusAccepted)
+			do(t, http.MethodPut, location+"?digest="+wrong.String(), token, nil, http.StatusBadRequest)
+			do(t, http.MethodPut, startUpload(t, base, token)+"?digest="+wrong.String(), token, bytes.NewReader(blob), http.StatusBadRequest)
+			for _, d := range []oci.Digest{digest, wrong} {
+				if status, _ := get(t, base+d.String(), "Authorization", "Bearer "+token); status != http.StatusNotFound {
+					t.Errorf("%s is readable after its upload was refused: %d", d, status)
+				}
+			}
+
+			// The hold is killed in the middle of an upload.
+			location = startUpload(t, base, token)
+			body, started := newStall(blob[:10<<20])
+			ctx, cancel := context.WithCancel(t.Context())
+			sent := make(chan error, 1)
+			go func() {
+				req, err := http.NewRequestWithContext(ctx, http.MethodPatch, location, body)
+				if err == nil {
+					req.Header.Set("Authorization", "Bearer "+token)
+					var res *http.Response
+					if res, err = http.DefaultClient.Do(req); err == nil {
+						err = res.Body.Close()
+					}
+				}
+				sent <- err
+			}()
+			<-started
+			n.public.kill(syscall.SIGKILL)
+			cancel()
+			<-sent
+			n.public.start(t, "/xrpc/_health")
+			location = startUpload(t, base, token)
+			do(t, http.MethodPatch, location, token, bytes.NewReader(blob), http.StatusAccepted)
+			do(t, http.MethodPut, location+"?digest="+digest.String(), token, nil, http.StatusCreated)
+			if status, got := get(t, base+digest.String(), "Authorization", "Bearer "+token); status != http.StatusOK || !digest.Matches([]byte(got)) {
+				t.Errorf("after the restart the blob is answered with %d and %d bytes", status, len(got))
+			}
+		})
+	}
+}
+
+// stall is a body that gives its bytes and then waits for the end of the world.
+type stall struct {
+	rest    []byte
+	started chan struct{}
+}
+
+func newStall(b []byte) (io.Reader, <-chan struct{}) {
+	s := &stall{rest: b, started: make(chan struct{})}
+	return s, s.started
+}
+
+func (s *stall) Read(p []byte) (int, error) {
+	if len(s.rest) == 0 {
+		close(s.started)
+		select {}
+	}
+	n := copy(p, s.rest)
+	s.rest = s.rest[n:]
+	return n, nil
+}
+
+func dockerConfig(t *testing.T) string { return "DOCKER_CONFIG=" + t.TempDir() }
+
+func registryToken(t *testing.T, n *network, a components.Account, scope string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.registry+"/auth/token?service="+n.registry+"&scope="+scope, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth(a.Handle, a.AppPassword)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer struct{ Token string }
+	err = json.NewDecoder(res.Body).Decode(&answer)
+	if err := errors.Join(err, res.Body.Close()); err != nil || answer.Token == "" {
+		t.Fatalf("no token: %s, %v", res.Status, err)
+	}
+	return answer.Token
+}
+
+func startUpload(t *testing.T, base, token string) string {
+	t.Helper()
+	res := do(t, http.MethodPost, base+"uploads/", token, nil, http.StatusAccepted)
+	location, err := res.Request.URL.Parse(res.Header.Get("Location"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return location.String()
+}
+
+func do(t *testing.T, method, url, token string, body io.Reader, want int) *http.Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(res.Body)
+	if err := errors.Join(err, res.Body.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if res.StatusCode != want {
+		t.Fatalf("%s %s: %s, want %d: %s", method, req.URL.Path, res.Status, want, text)
+	}
+	return res
+}
+
+// xrpcAs calls the PDS with an account's main password, as a person's own client would.
+func xrpcAs(t *testing.T, n *network, a components.Account, nsid string, in, out any) {
+	t.Helper()
+	var session struct{ AccessJwt string }
+	call(t, n.pds.URL+"/xrpc/com.atproto.server.createSession", "", map[string]string{"identifier": a.Handle, "password": a.Password}, &session)
+	call(t, n.pds.URL+"/xrpc/"+nsid, session.AccessJwt, in, out)
+}
+
+func call(t *testing.T, url, token string, in, out any) {
+	t.Helper()
+	raw, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(res.Body)
+	if err := errors.Join(err, res.Body.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s: %s", url, res.Status, text)
+	}
+	if out != nil {
+		if err := json.Unmarshal(text, out); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+type manifestRecords struct {
+	Records []struct {
+		URI   string
+		Value struct{ Repository, HoldDid string }
+	}
+}
+
+func listManifests(t *testing.T, n *network, a components.Account) manifestRecords {
+	t.Helper()
+	var list manifestRecords
+	status, body := get(t, n.pds.URL+"/xrpc/com.atproto.repo.listRecords?collection=io.atcr.manifest&repo="+a.DID)
+	if status != http.StatusOK {
+		t.Fatalf("listRecords: %d %s", status, body)
+	}
+	if err := json.Unmarshal([]byte(body), &list); err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func deleteManifestRecords(t *testing.T, n *network, repository string) {
+	t.Helper()
+	deleted := 0
+	for _, r := range listManifests(t, n, n.alice).Records {
+		if r.Value.Repository == repository {
+			xrpcAs(t, n, n.alice, "com.atproto.repo.deleteRecord", map[string]string{
+				"repo": n.alice.DID, "collection": "io.atcr.manifest", "rkey": r.URI[strings.LastIndex(r.URI, "/")+1:],
+			}, nil)
+			deleted++
+		}
+	}
+	if deleted != 1 {
+		t.Fatalf("%d manifest records of %s", deleted, repository)
+	}
+}
+
+func holdOf(t *testing.T, n *network, a components.Account, repository string) string {
+	t.Helper()
+	for _, r := range listManifests(t, n, a).Records {
+		if r.Value.Repository == repository {
+			return r.Value.HoldDid
+		}
+	}
+	t.Fatalf("no manifest record of %s", repository)
+	return ""
+}
+
+func putProfile(t *testing.T, n *network, a components.Account, holdDID string) {
+	t.Helper()
+	xrpcAs(t, n, a, "com.atproto.repo.putRecord", map[string]any{
+		"repo": a.DID, "collection": "io.atcr.sailor.profile", "rkey": "self", "record": map[string]any{
+			"$type": "io.atcr.sailor.profile", "defaultHold": holdDID, "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z",
+		},
+	}, nil)
+}
+
+// waitUntil waits for what a cache of a few seconds may delay.
+func waitUntil(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for range 60 {
+		if done() {
+			return
+		}
+		pause(t)
+	}
+	t.Fatal(fmt.Sprintf("in vain: %s", what))
+}
