@@ -101,7 +101,7 @@ func (u Upstream) JSON(ctx context.Context, c UpstreamCall, out any) error {
 		return err
 	}
 	if err := json.Unmarshal(body, out); err != nil {
-		return &UpstreamError{Host: hostOf(c.Base), NSID: c.NSID, Status: http.StatusOK, Invalid: true, Err: fmt.Errorf("the answer is not the expected JSON: %w", err)}
+		return &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Status: http.StatusOK, Invalid: true, Err: fmt.Errorf("the answer is not the expected JSON: %w", err)}
 	}
 	return nil
 }
@@ -118,7 +118,7 @@ func (u Upstream) Bytes(ctx context.Context, c UpstreamCall) ([]byte, http.Heade
 		limit = MaxJSONBytes
 	}
 	if res.ContentLength > limit {
-		return nil, nil, &UpstreamError{Host: hostOf(c.Base), NSID: c.NSID, Status: res.StatusCode, Invalid: true, Err: httpx.ErrTooLarge}
+		return nil, nil, &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Status: res.StatusCode, Invalid: true, Err: httpx.ErrTooLarge}
 	}
 	body, err := httpx.ReadLimited(res.Body, limit)
 	if err != nil {
@@ -131,7 +131,7 @@ func (u Upstream) Bytes(ctx context.Context, c UpstreamCall) ([]byte, http.Heade
 func (u Upstream) Do(ctx context.Context, c UpstreamCall) (*http.Response, error) {
 	req, err := c.request(ctx)
 	if err != nil {
-		return nil, &UpstreamError{Host: hostOf(c.Base), NSID: c.NSID, Invalid: true, Err: err}
+		return nil, &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Invalid: true, Err: err}
 	}
 	res, err := u.Client.Do(req)
 	if err != nil {
@@ -175,7 +175,7 @@ func (c *UpstreamCall) request(ctx context.Context) (*http.Request, error) {
 }
 
 func transportError(c UpstreamCall, err error) *UpstreamError {
-	e := &UpstreamError{Host: hostOf(c.Base), NSID: c.NSID, Err: err}
+	e := &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Err: err}
 	if urlErr, ok := errors.AsType[*url.Error](err); ok {
 		e.Err = urlErr.Err // without the URL, which may hold a secret
 	}
@@ -191,7 +191,7 @@ const (
 )
 
 func answerError(c UpstreamCall, res *http.Response) *UpstreamError {
-	e := &UpstreamError{Host: hostOf(c.Base), NSID: c.NSID, Status: res.StatusCode, RetryAfter: retryAfter(res.Header)}
+	e := &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Status: res.StatusCode, RetryAfter: retryAfter(res.Header)}
 	e.Invalid = res.StatusCode < 400 // a redirect, or stranger
 	if e.Invalid {
 		e.Err = errors.New("the server redirects")
@@ -236,7 +236,8 @@ func retryAfter(h http.Header) time.Duration {
 	return min(max(d, 0), 24*time.Hour)
 }
 
-func hostOf(base string) string {
+// HostOf is the host of a base URL, for messages.
+func HostOf(base string) string {
 	if u, err := url.Parse(base); err == nil && u.Host != "" {
 		return u.Host
 	}

@@ -1,0 +1,182 @@
+// Package appview wires an AppView: the registry's handlers, their tokens and people's sessions, on the
+// repos of people and the holds that they chose.
+//
+// It owns what an image is in atproto's terms: which records, at which keys, in which order, and where blobs
+// are. It refuses to own what it plugs together: HTTP of the registry, tokens, sessions. What is kept here
+// can be lost: images are in people's repos and in holds.
+package appview
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/identity"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
+	"atcr.io/internal/regtoken"
+	"atcr.io/internal/session"
+	"atcr.io/internal/sqldb"
+	"atcr.io/internal/xrpc"
+)
+
+const userAgent = "atcr-appview"
+
+// AppView is an open AppView. Close it.
+type AppView struct {
+	config   Config
+	logger   *slog.Logger
+	db       *sqldb.DB
+	registry *registry.Server
+	mux      *http.ServeMux
+}
+
+// Open makes an AppView of a validated config. reg may be nil.
+func Open(ctx context.Context, config Config, logger *slog.Logger, reg prometheus.Registerer) (*AppView, error) {
+	if config.TestMode {
+		logger.Warn("TEST_MODE is on: http and private addresses are allowed. Never run this where others reach it")
+	}
+	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
+		return nil, fmt.Errorf("ATCR_DATABASE_DIR: %w", err)
+	}
+	secret, err := loadSecret(config.SecretKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	db, err := sqldb.Open(ctx, filepath.Join(config.DatabaseDir, "db.sqlite3"))
+	if err != nil {
+		return nil, err
+	}
+	a := &AppView{config: config, logger: logger, db: db}
+	if err := a.wire(ctx, secret, reg); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return a, nil
+}
+
+func (a *AppView) wire(ctx context.Context, secret []byte, reg prometheus.Registerer) error {
+	c, now := a.config, time.Now
+	directory := identity.New(identity.Config{
+		PLCURL: c.PLCURL, HandleResolverURL: c.HandleResolverURL, AllowPrivate: c.TestMode, UserAgent: userAgent, Logger: a.logger,
+	})
+	guarded := httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, Timeout: callTimeout, UserAgent: userAgent})
+	upstream := xrpc.Upstream{Client: guarded}
+	sessions, err := session.Open(ctx, a.db, session.Config{
+		Secret: secret, Client: guarded, AllowMainPassword: c.AllowMainPassword, Logger: a.logger,
+	})
+	if err != nil {
+		return err
+	}
+	tokens, err := regtoken.New(regtoken.Config{Secret: secret, Issuer: c.BaseURL, Audience: c.ServiceName, Lifetime: c.TokenExpiration})
+	if err != nil {
+		return err
+	}
+	sealer, err := newSealer(secret, now)
+	if err != nil {
+		return err
+	}
+	adapter := httpx.NewAdapter(a.logger, reg, "atcr_appview")
+	people := owners{directory}
+	holds := newHolds(directory, upstream, c, now)
+	calls := &holdCalls{upstream: upstream, tokens: sessions, testMode: c.TestMode}
+	places := newPlaces(upstream, directory, now)
+	manifests := &manifests{
+		upstream: upstream, owners: people, holds: holds, calls: calls, records: newRecords(upstream, directory, now), places: places,
+		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, now), sessions: sessions, clock: now,
+	}
+	places.manifests = manifests
+	blobs := &blobs{owners: people, holds: holds, calls: calls, places: places}
+	a.registry = registry.New(registry.Config{
+		Authorizer: &gate{tokens: tokens, owners: people, baseURL: c.BaseURL, service: c.ServiceName},
+		Manifests:  manifests,
+		Blobs:      blobs,
+		Uploads: &uploads{
+			owners: people, holds: holds, calls: calls, blobs: blobs, places: places, sealer: sealer, parts: newParts(calls, holds, now),
+			relay:   &relay{client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, UserAgent: userAgent}), testMode: c.TestMode},
+			baseURL: c.BaseURL, direct: c.DirectUploads, clock: now,
+		},
+		Adapter: adapter,
+	})
+	greeter := &greeter{sessions: sessions, holds: holds, logger: a.logger, clock: now}
+	token := &tokenServer{
+		directory: directory, owners: people, sessions: sessions, tokens: tokens, welcome: greeter.welcome,
+		address: a.clientAddress, service: c.ServiceName, logger: a.logger,
+	}
+	a.mux = http.NewServeMux()
+	for pattern, h := range map[string]httpx.Handler{
+		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /{$}": a.getHome,
+	} {
+		a.mux.Handle(pattern, adapter.Wrap(pattern, oci.WriteError, h))
+	}
+	return nil
+}
+
+// callTimeout bounds one call of another server, its answer included.
+const callTimeout = 30 * time.Second
+
+// Handler serves everything. Paths below /v2/ go past the mux, which would redirect `//`.
+func (a *AppView) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/") {
+			a.registry.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		a.mux.ServeHTTP(w, r)
+	})
+}
+
+// Close closes the database. Requests must have ended.
+func (a *AppView) Close() error { return a.db.Close() }
+
+func getHealth(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, err := w.Write([]byte("ok\n"))
+	return err
+}
+
+func (a *AppView) getHome(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, err := fmt.Fprintf(w, "This is an ATCR container registry.\n\n  docker login %[1]s -u <your handle>   (with an app password)\n  docker push %[1]s/<your handle>/<image>:<tag>\n",
+		xrpc.HostOf(a.config.BaseURL))
+	return err
+}
+
+// clientAddress is who called, by X-Forwarded-For where the call came from a trusted proxy: the last address
+// that no trusted proxy has.
+func (a *AppView) clientAddress(r *http.Request) string {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	address := peer.Addr().Unmap()
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && a.trusted(address); i-- {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		address = hop.Unmap()
+	}
+	return address.String()
+}
+
+func (a *AppView) trusted(ip netip.Addr) bool {
+	for _, p := range a.config.proxies {
+		if p.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,119 @@
+package appview
+
+import (
+	"context"
+	"errors"
+	"net/url"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
+)
+
+// blobs is registry.Blobs on holds.
+type blobs struct {
+	owners owners
+	holds  *holds
+	calls  *holdCalls
+	places *places
+}
+
+// Stat answers a caller who may push for the hold that the push goes to, so that what is there already is
+// not uploaded again; others for the hold where the repository's blob is.
+func (b *blobs) Stat(ctx context.Context, c registry.Caller, name oci.Name, d oci.Digest) (int64, error) {
+	of, err := b.owners.find(ctx, name.Owner)
+	if err != nil {
+		return 0, err
+	}
+	if c.Push && c.Subject == of.DID.String() {
+		size, _, err := b.statForPush(ctx, c, of, name, d)
+		return size, err
+	}
+	at, err := b.placed(ctx, of, name, d)
+	if err != nil {
+		return 0, err
+	}
+	size, _, err := b.statFollowing(ctx, c, of, at, d)
+	return size, err
+}
+
+// statForPush asks the hold that c pushes to, and remembers a yes.
+func (b *blobs) statForPush(ctx context.Context, c registry.Caller, of owner, name oci.Name, d oci.Digest) (int64, *hold, error) {
+	at, err := b.holds.forPush(ctx, of.DID)
+	if err != nil {
+		return 0, nil, err
+	}
+	httpx.EventFrom(ctx).Hold = at.DID.String()
+	size, err := b.calls.stat(ctx, c, at, of.DID, d)
+	if err != nil {
+		return 0, nil, err
+	}
+	b.places.add(of.DID, name.Repository, d, at.DID)
+	b.places.seen(at.DID, c.Subject, d)
+	return size, at, nil
+}
+
+// placed is the hold that has a blob of a repository. Errors: *oci.Error, CodeBlobUnknown for none.
+func (b *blobs) placed(ctx context.Context, of owner, name oci.Name, d oci.Digest) (*hold, error) {
+	did, err := b.places.find(ctx, of, name.Repository, d)
+	if err != nil {
+		return nil, err
+	}
+	if did == "" {
+		return nil, oci.Errorf(oci.CodeBlobUnknown, "%s has no blob %s", name, d)
+	}
+	httpx.EventFrom(ctx).Hold = did.String()
+	return b.holds.find(ctx, did)
+}
+
+// statFollowing asks a hold, and where it does not have the blob, the one that replaces it.
+func (b *blobs) statFollowing(ctx context.Context, c registry.Caller, of owner, at *hold, d oci.Digest) (int64, *hold, error) {
+	for step := 0; ; step++ {
+		size, err := b.calls.stat(ctx, c, at, of.DID, d)
+		if !isBlobUnknown(err) || at.Successor == "" || step == successorSteps {
+			return size, at, err
+		}
+		next, nextErr := b.holds.find(ctx, at.Successor)
+		if nextErr != nil {
+			return 0, at, err
+		}
+		at = next
+	}
+}
+
+func isBlobUnknown(err error) bool {
+	e, ok := errors.AsType[*oci.Error](err)
+	return ok && e.Code == oci.CodeBlobUnknown
+}
+
+// Locate is the blob's address at a public hold, which costs no call, or what a private one signs for the
+// caller.
+func (b *blobs) Locate(ctx context.Context, c registry.Caller, name oci.Name, d oci.Digest) (string, error) {
+	of, err := b.owners.find(ctx, name.Owner)
+	if err != nil {
+		return "", err
+	}
+	at, err := b.placed(ctx, of, name, d)
+	if isBlobUnknown(err) && c.Push && c.Subject == of.DID.String() {
+		_, at, err = b.statForPush(ctx, c, of, name, d) // just uploaded, and no manifest names it yet
+	}
+	if err != nil {
+		return "", err
+	}
+	if at.Successor != "" {
+		if _, at, err = b.statFollowing(ctx, c, of, at, d); err != nil {
+			return "", err
+		}
+	}
+	if at.Public {
+		return blobURL(at, of.DID, d), nil
+	}
+	return b.calls.locate(ctx, c, at, of.DID, d)
+}
+
+func blobURL(at *hold, of syntax.DID, d oci.Digest) string {
+	// Neither a DID nor a digest has a character that a query must escape, but for "%" of did:web.
+	return at.URL + "/xrpc/" + getBlobNSID + "?did=" + url.QueryEscape(of.String()) + "&cid=" + d.String()
+}

@@ -1,0 +1,211 @@
+package appview
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/httpx"
+)
+
+// Config is every setting of an AppView. The tags are the manual: docs/config.md, .env.appview.example and
+// `atcr-appview --help` are made from them.
+type Config struct {
+	HTTPAddr       string `env:"ATCR_HTTP_ADDR" default:":5000" doc:"Address to listen on, host:port."`
+	BaseURL        string `env:"ATCR_BASE_URL" example:"https://atcr.example.com" doc:"The URL under which everybody reaches this AppView. Default: http on the loopback address, with the port of ATCR_HTTP_ADDR. No hold or bucket may be on this host name or below it: clients forward credentials to subdomains."`
+	ServiceName    string `env:"ATCR_SERVICE_NAME" doc:"Name of this registry in its tokens. Default: the host of ATCR_BASE_URL."`
+	DefaultHoldDID string `env:"ATCR_DEFAULT_HOLD_DID" required:"true" example:"did:web:hold.example.com" doc:"The hold that people push to who have not chosen one: its DID, or its URL."`
+
+	DatabaseDir     string        `env:"ATCR_DATABASE_DIR" default:"/var/lib/atcr-appview" doc:"Folder for the AppView's database, db.sqlite3: people's sessions, encrypted."`
+	SecretKeyFile   string        `env:"ATCR_SECRET_KEY_FILE" doc:"File with the secret that encrypts sessions and signs tokens. Processes that share a database share it. Default: {ATCR_DATABASE_DIR}/secret.key, made at the first start."`
+	TokenExpiration time.Duration `env:"ATCR_TOKEN_EXPIRATION" default:"300s" doc:"How long a registry token is good, from 60s to 1h."`
+
+	PLCURL            string   `env:"ATCR_PLC_URL" default:"https://plc.directory" doc:"Directory that resolves did:plc."`
+	HandleResolverURL string   `env:"ATCR_HANDLE_RESOLVER_URL" doc:"A server that is asked first what DID a handle has (com.atproto.identity.resolveHandle). Empty: DNS and the handle's own host."`
+	AllowMainPassword bool     `env:"ATCR_ALLOW_MAIN_PASSWORD" default:"false" doc:"Whether people may sign in with their account's main password instead of an app password."`
+	DirectUploads     string   `env:"ATCR_DIRECT_UPLOADS" default:"auto" doc:"Whether clients send blobs straight to the hold: auto (clients known to drop credentials on the way: containerd), always, or never."`
+	TrustedProxies    []string `env:"ATCR_TRUSTED_PROXIES" example:"10.0.0.0/8" doc:"Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas."`
+
+	DebugAddr string        `env:"ATCR_DEBUG_ADDR" default:"127.0.0.1:5001" doc:"Private address for /metrics and /debug/pprof/. Empty: none."`
+	LogLevel  string        `env:"ATCR_LOG_LEVEL" default:"info" doc:"debug, info, warn or error. debug has a line for every request."`
+	Grace     time.Duration `env:"ATCR_SHUTDOWN_GRACE" default:"30s" doc:"How long requests in flight may go on after the first SIGTERM or Ctrl-C. A second one ends at once."`
+	TestMode  bool          `env:"TEST_MODE" default:"false" doc:"For development alone: allows http and private addresses for DIDs, PDSes, holds and storage. Nothing else is relaxed."`
+
+	proxies []netip.Prefix
+}
+
+// Prefix is what the names of settings that belong to the AppView alone begin with.
+const Prefix = "ATCR_"
+
+// Values of ATCR_DIRECT_UPLOADS.
+const (
+	directAuto   = "auto"
+	directAlways = "always"
+	directNever  = "never"
+)
+
+// Validate finds all that is wrong before anything is opened, and fills what follows from other settings.
+func (c *Config) Validate() error {
+	var problems []error
+	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+
+	for _, a := range [][2]string{{"ATCR_HTTP_ADDR", c.HTTPAddr}, {"ATCR_DEBUG_ADDR", c.DebugAddr}} {
+		if _, _, err := net.SplitHostPort(a[1]); err != nil && (a[1] != "" || a[0] == "ATCR_HTTP_ADDR") {
+			add("%s: %q is not host:port", a[0], a[1])
+		}
+	}
+	if c.BaseURL == "" {
+		c.BaseURL = loopbackURL(c.HTTPAddr)
+	}
+	if u, err := parseBaseURL(c.BaseURL); err != nil {
+		add("ATCR_BASE_URL: %w", err)
+	} else {
+		c.BaseURL = u.String()
+		switch {
+		case c.TestMode && (u.Scheme == "https" || !privateHost(u.Hostname())):
+			add("TEST_MODE must not be set on an AppView that others reach: ATCR_BASE_URL %s is https or public. Unset TEST_MODE", c.BaseURL)
+		case u.Scheme == "http" && !c.TestMode && !httpx.IsLoopbackHost(u.Hostname()):
+			add("ATCR_BASE_URL: http is for loopback addresses (or TEST_MODE=true); use https")
+		}
+		if c.ServiceName == "" {
+			c.ServiceName = u.Host
+		}
+	}
+	if strings.ContainsAny(c.ServiceName, "\"\\\r\n") {
+		add("ATCR_SERVICE_NAME: %q has a character that it cannot have", c.ServiceName)
+	}
+	if c.DefaultHoldDID != "" {
+		if did, err := holdDID(c.DefaultHoldDID); err != nil {
+			add("ATCR_DEFAULT_HOLD_DID: %w", err)
+		} else {
+			c.DefaultHoldDID = did.String()
+		}
+	}
+	problems = append(problems, c.validateRest()...)
+	return errors.Join(problems...)
+}
+
+func (c *Config) validateRest() (problems []error) {
+	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if err := checkDir(c.DatabaseDir); err != nil {
+		add("ATCR_DATABASE_DIR: %w", err)
+	} else if c.SecretKeyFile == "" {
+		c.SecretKeyFile = filepath.Join(c.DatabaseDir, "secret.key")
+	}
+	if c.TokenExpiration < time.Minute || c.TokenExpiration > time.Hour {
+		add("ATCR_TOKEN_EXPIRATION: %s is not between 60s and 1h", c.TokenExpiration)
+	}
+	if _, err := parseBaseURL(c.PLCURL); err != nil {
+		add("ATCR_PLC_URL: %w", err)
+	}
+	if c.HandleResolverURL != "" {
+		if _, err := parseBaseURL(c.HandleResolverURL); err != nil {
+			add("ATCR_HANDLE_RESOLVER_URL: %w", err)
+		}
+	}
+	if !slices.Contains([]string{directAuto, directAlways, directNever}, c.DirectUploads) {
+		add("ATCR_DIRECT_UPLOADS: %q is not known; use auto, always or never", c.DirectUploads)
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
+		add("ATCR_LOG_LEVEL: %q is not known; use debug, info, warn or error", c.LogLevel)
+	}
+	c.proxies = nil
+	for _, text := range c.TrustedProxies {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			ip, ipErr := netip.ParseAddr(text)
+			if ipErr != nil {
+				add("ATCR_TRUSTED_PROXIES: %q is neither an address nor a network like 10.0.0.0/8", text)
+				continue
+			}
+			p = netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen())
+		}
+		c.proxies = append(c.proxies, p)
+	}
+	return problems
+}
+
+// loopbackURL is where a server that listens on address is reached from the same machine.
+func loopbackURL(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return ""
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+// parseBaseURL takes http(s)://host[:port] and nothing behind it.
+func parseBaseURL(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, fmt.Errorf("%q is not a URL like https://host", s)
+	}
+	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
+		return nil, fmt.Errorf("%q must be scheme and host alone, without user, path or query", u.Redacted())
+	}
+	u.Host, u.Path = strings.ToLower(u.Host), ""
+	return u, nil
+}
+
+// holdDID reads a hold's DID, or its URL, which older records and settings have.
+func holdDID(s string) (syntax.DID, error) {
+	if strings.HasPrefix(s, "did:") {
+		did, err := syntax.ParseDID(s)
+		if err != nil {
+			return "", fmt.Errorf("%.100q is not a DID", s)
+		}
+		return did, nil
+	}
+	u, err := parseBaseURL(s)
+	if err != nil {
+		return "", fmt.Errorf("%.100q is neither a DID nor a URL", s)
+	}
+	did, err := syntax.ParseDID("did:web:" + strings.ReplaceAll(u.Host, ":", "%3A"))
+	if err != nil {
+		return "", fmt.Errorf("%.100q has no host that a did:web could have", s)
+	}
+	return did, nil
+}
+
+// checkDir refuses what is no folder and could not become one.
+func checkDir(dir string) error {
+	if dir == "" {
+		return errors.New("is empty; name a folder")
+	}
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return fmt.Errorf("%q is a file; name the folder that holds db.sqlite3", dir)
+	}
+	if ext := filepath.Ext(dir); ext == ".sqlite3" || ext == ".sqlite" || ext == ".db" {
+		return fmt.Errorf("%q looks like a file; name the folder that holds db.sqlite3", dir)
+	}
+	return nil
+}
+
+// privateHost tells whether a host name means an address that the public internet cannot reach, by its
+// form alone.
+func privateHost(host string) bool {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return !httpx.PublicAddress(ip)
+	}
+	if httpx.IsLoopbackHost(host) || !strings.Contains(host, ".") {
+		return true
+	}
+	for _, suffix := range []string{".local", ".internal", ".lan", ".test", ".home.arpa", ".svc", ".cluster.local", ".localdomain"} {
+		if strings.HasSuffix(host, suffix) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,57 @@
+package appview
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"atcr.io/internal/oci"
+	"atcr.io/internal/session"
+	"atcr.io/internal/xrpc"
+)
+
+// retryHint is how soon to try a server again that is down.
+const retryHint = 5 * time.Second
+
+// upstreamError says in the registry's words that another server failed. who names it for people: "the PDS
+// of alice.test". Errors that are none of another server's pass.
+func upstreamError(who string, err error) error {
+	if errors.Is(err, session.ErrGone) {
+		return &oci.Error{
+			Code: oci.CodeUnauthorized, Err: err,
+			Message: "your sign-in has ended, or its app password was revoked: log in again",
+		}
+	}
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	if !ok {
+		return err
+	}
+	var out *oci.Error
+	switch {
+	case e.Status == http.StatusTooManyRequests:
+		out = oci.Errorf(oci.CodeTooManyRequests, "%s (%s) limits requests: try again later", who, e.Host)
+	case e.Timeout:
+		out = oci.Unavailable(http.StatusGatewayTimeout, nil, "%s (%s) did not answer in time", who, e.Host)
+	case e.Invalid:
+		out = oci.Unavailable(http.StatusBadGateway, nil, "%s (%s) answered something that makes no sense", who, e.Host)
+	case e.Status == 0:
+		out = oci.Unavailable(http.StatusServiceUnavailable, nil, "%s (%s) cannot be reached: try again in a moment", who, e.Host)
+	case e.Status == http.StatusServiceUnavailable:
+		out = oci.Unavailable(http.StatusServiceUnavailable, nil, "%s (%s) is not available: try again in a moment", who, e.Host)
+	case e.Status >= 500:
+		out = oci.Unavailable(http.StatusBadGateway, nil, "%s (%s) failed", who, e.Host)
+	default:
+		out = oci.Unavailable(http.StatusBadGateway, nil, "%s (%s) refused: %s: %s", who, e.Host, e.Name, e.Message)
+	}
+	out.Err, out.RetryAfter = err, e.RetryAfter
+	if out.RetryAfter == 0 && (out.Status == http.StatusServiceUnavailable || out.Code == oci.CodeTooManyRequests) {
+		out.RetryAfter = retryHint
+	}
+	return out
+}
+
+// missing tells whether another server says that something is not there. PDSes say 400 as often as 404.
+func missing(err error) bool {
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	return ok && (e.Status == http.StatusBadRequest || e.Status == http.StatusNotFound)
+}

@@ -1,0 +1,266 @@
+package appview
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
+	"atcr.io/internal/session"
+	"atcr.io/internal/xrpc"
+)
+
+const getBlobNSID = "com.atproto.sync.getBlob"
+
+// serviceTokens are tokens by which a person calls a hold: session.Store.
+type serviceTokens interface {
+	ServiceToken(ctx context.Context, session string, hold syntax.DID, lxm string) (string, error)
+	RefuseFragment(hold syntax.DID) (changed bool, undo func())
+}
+
+// holdCalls calls holds in a person's name.
+type holdCalls struct {
+	upstream xrpc.Upstream
+	tokens   serviceTokens
+	testMode bool
+}
+
+// as calls do with the caller's service token for lxm. A hold that refuses it gets one more with the bare
+// DID as its audience.
+func (h *holdCalls) as(ctx context.Context, c registry.Caller, to *hold, lxm string, do func(token string) error) error {
+	token, err := h.tokens.ServiceToken(ctx, c.Session, to.DID, lxm)
+	if err != nil {
+		return upstreamError("your PDS", err)
+	}
+	err = do(token)
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	if !ok || e.Status != http.StatusUnauthorized {
+		return err
+	}
+	changed, undo := h.tokens.RefuseFragment(to.DID)
+	if !changed {
+		return err
+	}
+	if token, err = h.tokens.ServiceToken(ctx, c.Session, to.DID, lxm); err != nil {
+		undo()
+		return upstreamError("your PDS", err)
+	}
+	if err = do(token); err != nil {
+		undo()
+	}
+	return err
+}
+
+// reading is as for reads: a public hold is asked as nobody, a private one by somebody alone.
+func (h *holdCalls) reading(ctx context.Context, c registry.Caller, at *hold, do func(token string) error) error {
+	if at.Public {
+		return do("")
+	}
+	if c.Session == "" {
+		return privateHold(at)
+	}
+	return h.as(ctx, c, at, getBlobNSID, do)
+}
+
+func privateHold(at *hold) error {
+	return oci.Errorf(oci.CodeUnauthorized, "the hold %s is private: log in, with an account that its owner lets read there", at.DID)
+}
+
+// stat is a blob's size at a hold. Errors: *oci.Error, CodeBlobUnknown where it is not there.
+func (h *holdCalls) stat(ctx context.Context, c registry.Caller, at *hold, of syntax.DID, d oci.Digest) (size int64, err error) {
+	err = h.reading(ctx, c, at, func(token string) error {
+		size, err = h.head(ctx, at, token, of, d)
+		return err
+	})
+	return size, holdReadError(c, at, d, err)
+}
+
+func (h *holdCalls) head(ctx context.Context, at *hold, token string, of syntax.DID, d oci.Digest) (int64, error) {
+	res, err := h.upstream.Do(ctx, xrpc.UpstreamCall{
+		Base: at.URL, NSID: getBlobNSID, Method: http.MethodHead, Token: token,
+		Query: url.Values{"did": {of.String()}, "cid": {d.String()}},
+	})
+	if err == nil {
+		_ = res.Body.Close()
+		if res.ContentLength < 0 {
+			return 0, invalidAnswer(at, getBlobNSID, errors.New("HEAD without Content-Length"))
+		}
+		return res.ContentLength, nil
+	}
+	if e, ok := errors.AsType[*xrpc.UpstreamError](err); !ok || e.Status/100 != 3 {
+		return 0, err
+	}
+	// A hold that redirects HEAD: its storage is asked, where a URL is presigned for it.
+	target, err := h.signedURL(ctx, at, token, of, d, http.MethodHead)
+	if err != nil {
+		return 0, err
+	}
+	return h.headURL(ctx, at, target)
+}
+
+func (h *holdCalls) headURL(ctx context.Context, at *hold, target string) (int64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, target, nil)
+	if err != nil {
+		return 0, invalidAnswer(at, getBlobNSID, err)
+	}
+	res, err := h.upstream.Client.Do(req)
+	if err != nil {
+		return 0, invalidAnswer(at, getBlobNSID, errors.New("its storage cannot be reached"))
+	}
+	_ = res.Body.Close()
+	switch {
+	case res.StatusCode == http.StatusOK && res.ContentLength >= 0:
+		return res.ContentLength, nil
+	case res.StatusCode == http.StatusNotFound:
+		return 0, &xrpc.UpstreamError{Host: xrpc.HostOf(at.URL), NSID: getBlobNSID, Status: http.StatusNotFound}
+	}
+	return 0, invalidAnswer(at, getBlobNSID, errors.New("its storage answered HEAD with "+strconv.Itoa(res.StatusCode)))
+}
+
+// locate is a URL from which anybody gets the blob for a while, checked. Errors: *oci.Error.
+func (h *holdCalls) locate(ctx context.Context, c registry.Caller, at *hold, of syntax.DID, d oci.Digest) (target string, err error) {
+	err = h.reading(ctx, c, at, func(token string) error {
+		target, err = h.signedURL(ctx, at, token, of, d, http.MethodGet)
+		return err
+	})
+	return target, holdReadError(c, at, d, err)
+}
+
+func (h *holdCalls) signedURL(ctx context.Context, at *hold, token string, of syntax.DID, d oci.Digest, method string) (string, error) {
+	var out struct{ URL string }
+	err := h.upstream.JSON(ctx, xrpc.UpstreamCall{
+		Base: at.URL, NSID: getBlobNSID, Token: token, Limit: 64 << 10,
+		Query: url.Values{"did": {of.String()}, "cid": {d.String()}, "method": {method}},
+	}, &out)
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(out.URL)
+	if err == nil {
+		err = httpx.CheckURL(u, h.testMode)
+	}
+	if err != nil {
+		return "", invalidAnswer(at, getBlobNSID, err)
+	}
+	return out.URL, nil
+}
+
+// begin asks a hold for an upload. uploadURL is "" where the hold knows parts alone. Errors: *oci.Error.
+func (h *holdCalls) begin(ctx context.Context, c registry.Caller, at *hold, in atcr.HoldInitiateUploadInput) (out atcr.HoldInitiateUploadOutput, err error) {
+	err = h.as(ctx, c, at, atcr.HoldInitiateUploadNSID, func(token string) error {
+		call, err := xrpc.JSONCall(at.URL, atcr.HoldInitiateUploadNSID, token, in)
+		if err != nil {
+			return err
+		}
+		return h.upstream.JSON(ctx, call, &out)
+	})
+	if err != nil {
+		return out, holdWriteError(c, at, err)
+	}
+	if out.UploadUrl != "" {
+		u, err := url.Parse(out.UploadUrl)
+		if err == nil {
+			err = httpx.CheckURL(u, h.testMode)
+		}
+		if err != nil {
+			return out, holdWriteError(c, at, invalidAnswer(at, atcr.HoldInitiateUploadNSID, err))
+		}
+	}
+	return out, nil
+}
+
+// part sends one part of an upload. Errors: *oci.Error.
+func (h *holdCalls) part(ctx context.Context, c registry.Caller, at *hold, id string, number int, body io.ReadSeeker, size int64) (etag string, err error) {
+	var out atcr.HoldUploadPartOutput
+	err = h.as(ctx, c, at, atcr.HoldInitiateUploadNSID, func(token string) error {
+		if _, err := body.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		return h.upstream.JSON(ctx, xrpc.UpstreamCall{
+			Base: at.URL, NSID: atcr.HoldUploadPartNSID, Method: http.MethodPut, Token: token,
+			Body: body, Size: size, ContentType: "application/octet-stream",
+			Header: http.Header{"X-Upload-Id": {id}, "X-Part-Number": {strconv.Itoa(number)}},
+		}, &out)
+	})
+	return out.Etag, holdWriteError(c, at, err)
+}
+
+// call is one of the upload methods with a JSON body. Errors: *oci.Error.
+func (h *holdCalls) call(ctx context.Context, c registry.Caller, at *hold, nsid string, in any) error {
+	err := h.as(ctx, c, at, atcr.HoldInitiateUploadNSID, func(token string) error {
+		call, err := xrpc.JSONCall(at.URL, nsid, token, in)
+		if err != nil {
+			return err
+		}
+		return h.upstream.JSON(ctx, call, nil)
+	})
+	return holdWriteError(c, at, err)
+}
+
+func invalidAnswer(at *hold, nsid string, err error) error {
+	return &xrpc.UpstreamError{Host: xrpc.HostOf(at.URL), NSID: nsid, Status: http.StatusOK, Invalid: true, Err: err}
+}
+
+// holdReadError says why a blob cannot be read.
+func holdReadError(c registry.Caller, at *hold, d oci.Digest, err error) error {
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	if !ok {
+		return err
+	}
+	var out *oci.Error
+	switch {
+	case e.Status == http.StatusNotFound || e.Status == http.StatusBadRequest:
+		out = oci.Errorf(oci.CodeBlobUnknown, "the hold %s has no blob %s", at.DID, d)
+	case (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden) && c.Subject == "":
+		return privateHold(at)
+	case e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden:
+		out = oci.Errorf(oci.CodeDenied, "the hold %s does not let %s read: ask its owner for crew membership%s", at.DID, c.Subject, said(e))
+	default:
+		return upstreamError("the hold "+at.DID.String(), err)
+	}
+	out.Err = err
+	return out
+}
+
+// holdWriteError says why a hold takes no upload, and what to do.
+func holdWriteError(c registry.Caller, at *hold, err error) error {
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	if !ok {
+		return err
+	}
+	var out *oci.Error
+	switch {
+	case e.Name == atcr.HoldInitiateUploadErrorQuotaExceeded:
+		out = oci.Errorf(oci.CodeDenied, "the quota of %s at the hold %s is used up: delete images, ask its owner for more, or choose another hold%s", c.Subject, at.DID, said(e))
+	case e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden:
+		out = oci.Errorf(oci.CodeDenied, "this hold does not accept pushes from %s: ask its owner for crew membership, or choose another hold (the hold is %s%s)", c.Subject, at.DID, said(e))
+	case e.Name == "InvalidDigest":
+		out = oci.Errorf(oci.CodeDigestInvalid, "the hold %s found another digest%s", at.DID, said(e))
+	case e.Name == "InvalidUploadId":
+		out = oci.Errorf(oci.CodeBlobUploadUnknown, "the hold %s does not know this upload (any more): begin a new one", at.DID)
+	case e.Status == http.StatusInsufficientStorage:
+		out = oci.Unavailable(http.StatusInsufficientStorage, nil, "the storage of the hold %s is full: tell its owner", at.DID)
+	default:
+		return upstreamError("the hold "+at.DID.String(), err)
+	}
+	out.Err = err
+	return out
+}
+
+// said are the hold's own words, for people.
+func said(e *xrpc.UpstreamError) string {
+	if e.Message == "" {
+		return ""
+	}
+	return "; it says: " + e.Message
+}
+
+var _ serviceTokens = (*session.Store)(nil)

@@ -1,0 +1,228 @@
+package appview
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
+	"atcr.io/internal/xrpc"
+)
+
+const (
+	listFresh  = 3 * time.Second
+	listFailed = 2 * time.Second
+	listsKept  = 64
+)
+
+// lists reads whole collections: the tags and the referrers of a repository.
+type lists struct {
+	upstream  xrpc.Upstream
+	tags      *cache[repositoryKey, []string]
+	referrers *cache[repositoryKey, []referrer]
+}
+
+// referrer is a manifest that names a subject.
+type referrer struct {
+	subject    string
+	descriptor oci.Descriptor
+}
+
+func newLists(u xrpc.Upstream, d directory, now clock) *lists {
+	l := &lists{upstream: u}
+	pds := func(ctx context.Context, key repositoryKey) (owner, error) {
+		who, err := d.LookupDID(ctx, key.did)
+		if err != nil {
+			return owner{}, identityError(key.did.String(), err)
+		}
+		return owner{DID: key.did, PDS: who.PDS()}, nil
+	}
+	l.tags = newCache(listsKept, listFresh, listFailed, now, func(ctx context.Context, key repositoryKey) ([]string, error) {
+		of, err := pds(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		return l.readTags(ctx, of, key.repository)
+	})
+	l.referrers = newCache(listsKept, listFresh, listFailed, now, func(ctx context.Context, key repositoryKey) ([]referrer, error) {
+		of, err := pds(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		return l.readReferrers(ctx, of, key.repository)
+	})
+	l.tags.timeout, l.referrers.timeout = time.Minute, time.Minute
+	return l
+}
+
+func (l *lists) forget(key repositoryKey) {
+	l.tags.forget(key)
+	l.referrers.forget(key)
+}
+
+// readTags are the tags of a repository in lexical order. A repository without tags and manifests is
+// unknown.
+func (l *lists) readTags(ctx context.Context, of owner, repository string) ([]string, error) {
+	var tags []string
+	err := listRecords(ctx, l.upstream, of, atcr.TagNSID, func(f found[atcr.Tag]) bool {
+		if f.Value.Repository == repository {
+			if reference, err := oci.ParseReference(f.Value.Tag); err == nil && reference.Tag != "" {
+				tags = append(tags, f.Value.Tag)
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return nil, upstreamError("the PDS of "+of.DID.String(), err)
+	}
+	if len(tags) > 0 {
+		slices.Sort(tags)
+		return slices.Compact(tags), nil
+	}
+	known := false
+	err = listRecords(ctx, l.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
+		known = f.Value.Repository == repository
+		return !known
+	})
+	if err != nil {
+		return nil, upstreamError("the PDS of "+of.DID.String(), err)
+	}
+	if !known {
+		return nil, oci.Errorf(oci.CodeNameUnknown, "there is no repository %s of %s", repository, of.DID)
+	}
+	return nil, nil
+}
+
+func (l *lists) readReferrers(ctx context.Context, of owner, repository string) ([]referrer, error) {
+	var out []referrer
+	err := listRecords(ctx, l.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
+		m := &f.Value
+		if m.Repository != repository || m.Subject == nil || m.ManifestBlob == nil || validManifest(m) != nil {
+			return true
+		}
+		d := oci.Descriptor{
+			MediaType: m.MediaType, Digest: oci.Digest(m.Digest), Size: m.ManifestBlob.Size,
+			ArtifactType: m.ArtifactType, Annotations: m.Annotations,
+		}
+		if d.ArtifactType == "" && m.Config != nil {
+			d.ArtifactType = m.Config.MediaType
+		}
+		out = append(out, referrer{subject: m.Subject.Digest, descriptor: d})
+		return true
+	})
+	if err != nil {
+		return nil, upstreamError("the PDS of "+of.DID.String(), err)
+	}
+	return out, nil
+}
+
+// Tags lists what the owner's PDS has.
+func (m *manifests) Tags(ctx context.Context, _ registry.Caller, name oci.Name) ([]string, error) {
+	of, err := m.owners.find(ctx, name.Owner)
+	if err != nil {
+		return nil, err
+	}
+	return m.lists.tags.get(ctx, repositoryKey{of.DID, name.Repository})
+}
+
+// Referrers lists what the owner's PDS has.
+func (m *manifests) Referrers(ctx context.Context, _ registry.Caller, name oci.Name, d oci.Digest) ([]oci.Descriptor, error) {
+	of, err := m.owners.find(ctx, name.Owner)
+	if err != nil {
+		return nil, err
+	}
+	all, err := m.lists.referrers.get(ctx, repositoryKey{of.DID, name.Repository})
+	if err != nil {
+		return nil, err
+	}
+	var out []oci.Descriptor
+	for _, r := range all {
+		if r.subject == d.String() {
+			out = append(out, r.descriptor)
+		}
+	}
+	return out, nil
+}
+
+// Delete removes a tag's records, or a manifest's records in this repository with the tags that name it.
+func (m *manifests) Delete(ctx context.Context, c registry.Caller, name oci.Name, reference oci.Reference) error {
+	of, err := m.owners.own(ctx, c, name)
+	if err != nil {
+		return err
+	}
+	unlock, err := m.locks.lock(ctx, of.DID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var doomed []write
+	if reference.Tag != "" {
+		doomed, err = m.doomedTag(ctx, of, name.Repository, reference.Tag)
+	} else {
+		doomed, err = m.doomedManifest(ctx, of, name.Repository, reference.Digest)
+	}
+	if err != nil {
+		return upstreamError("your PDS", err)
+	}
+	if len(doomed) == 0 {
+		return oci.Errorf(oci.CodeManifestUnknown, "%s has no manifest %s", name, reference)
+	}
+	for batch := range slices.Chunk(doomed, 200) { // more writes a PDS does not take at once
+		if err := applyWrites(ctx, m.sessions, c.Session, of.DID, batch); err != nil {
+			return upstreamError("your PDS", err)
+		}
+		for _, w := range batch {
+			key := recordKey{of.DID, w.Rkey}
+			if w.Collection == atcr.TagNSID {
+				m.records.tags.put(key, nil)
+			} else {
+				m.records.manifests.put(key, nil)
+			}
+		}
+	}
+	httpx.EventFrom(ctx).Reference = reference.String()
+	m.lists.forget(repositoryKey{of.DID, name.Repository})
+	return nil
+}
+
+func (m *manifests) doomedTag(ctx context.Context, of owner, repository, tag string) (doomed []write, err error) {
+	for _, rkey := range tagRkeys(repository, tag) {
+		f, err := getRecord[atcr.Tag](ctx, m.upstream, of.PDS, of.DID, atcr.TagNSID, rkey)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil && f.Value.Repository == repository && f.Value.Tag == tag {
+			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.TagNSID, Rkey: rkey})
+		}
+	}
+	return doomed, nil
+}
+
+func (m *manifests) doomedManifest(ctx context.Context, of owner, repository string, d oci.Digest) (doomed []write, err error) {
+	uris := map[string]bool{}
+	for _, rkey := range manifestRkeys(repository, d) {
+		f, err := getRecord[atcr.Manifest](ctx, m.upstream, of.PDS, of.DID, atcr.ManifestNSID, rkey)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil && f.Value.Repository == repository {
+			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.ManifestNSID, Rkey: rkey})
+			uris[rkey] = true
+		}
+	}
+	if len(doomed) == 0 {
+		return nil, nil
+	}
+	err = listRecords(ctx, m.upstream, of, atcr.TagNSID, func(f found[atcr.Tag]) bool {
+		t := &f.Value
+		names := uris[rkeyOf(t.Manifest, of.DID, atcr.ManifestNSID)] || t.Manifest == "" && t.ManifestDigest == d.String()
+		if t.Repository == repository && names {
+			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.TagNSID, Rkey: f.Rkey})
+		}
+		return true
+	})
+	return doomed, err
+}

@@ -1,0 +1,164 @@
+package appview
+
+import (
+	"context"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
+	"atcr.io/internal/xrpc"
+)
+
+const (
+	placesKept = 60_000
+	// scanFresh is how long a search of somebody's records is not repeated.
+	scanFresh  = 10 * time.Second
+	scanFailed = 2 * time.Second
+	// scanManifests bounds the manifests that a search reads because their records do not name the blobs.
+	scanManifests = 20
+	// presentFresh is how long a blob that a hold had is believed to be there still: well below the 48 h
+	// that a hold keeps one that no image names.
+	presentFresh = 10 * time.Minute
+)
+
+// blobKey is a blob of a repository.
+type blobKey struct {
+	did        syntax.DID
+	repository string
+	digest     oci.Digest
+}
+
+// repositoryKey is a repository.
+type repositoryKey struct {
+	did        syntax.DID
+	repository string
+}
+
+// presentKey is a blob that a hold has for somebody.
+type presentKey struct {
+	hold   syntax.DID
+	reader string
+	digest oci.Digest
+}
+
+// places knows at which hold the blobs of a repository are: from manifests that were served and pushed,
+// from blobs that were uploaded, and else by a search of the owner's records.
+type places struct {
+	upstream  xrpc.Upstream
+	directory directory
+	manifests interface {
+		read(ctx context.Context, of owner, record *atcr.Manifest) ([]byte, error)
+	}
+	known   *lru.Cache[blobKey, syntax.DID]
+	scans   *cache[repositoryKey, struct{}]
+	present *lru.Cache[presentKey, time.Time]
+	clock   clock
+}
+
+func newPlaces(u xrpc.Upstream, d directory, now clock) *places {
+	p := &places{
+		upstream: u, directory: d, clock: now,
+		known: newLRU[blobKey, syntax.DID](placesKept), present: newLRU[presentKey, time.Time](placesKept),
+	}
+	p.scans = newCache(10_000, scanFresh, scanFailed, now, p.scan)
+	p.scans.timeout = time.Minute
+	return p
+}
+
+// add notes that a blob of a repository is at a hold.
+func (p *places) add(did syntax.DID, repository string, d oci.Digest, at syntax.DID) {
+	if at != "" {
+		p.known.Add(blobKey{did, repository, d}, at)
+	}
+}
+
+// learn notes the blobs that a manifest names. The manifest's own digest marks that it was done.
+func (p *places) learn(did syntax.DID, repository string, m registry.Manifest, at syntax.DID) {
+	if done, ok := p.known.Get(blobKey{did, repository, m.Digest}); ok && done == at || at == "" {
+		return
+	}
+	parsed, err := oci.ParseManifest(m.MediaType, m.Bytes)
+	if err != nil {
+		return
+	}
+	for _, b := range parsed.Blobs() {
+		p.add(did, repository, b.Digest, at)
+	}
+	p.add(did, repository, m.Digest, at)
+}
+
+// find is the hold that has a blob of a repository, "" for none. Errors: *oci.Error.
+func (p *places) find(ctx context.Context, of owner, repository string, d oci.Digest) (syntax.DID, error) {
+	key := blobKey{of.DID, repository, d}
+	if at, ok := p.known.Get(key); ok {
+		return at, nil
+	}
+	if _, err := p.scans.get(ctx, repositoryKey{of.DID, repository}); err != nil {
+		return "", err
+	}
+	at, _ := p.known.Get(key)
+	return at, nil
+}
+
+// scan reads the records of a repository and notes the blobs that they name. Older ones do not replace
+// newer ones, but lists have no order in time, so what is known stays.
+func (p *places) scan(ctx context.Context, key repositoryKey) (struct{}, error) {
+	who, err := p.directory.LookupDID(ctx, key.did)
+	if err != nil {
+		return struct{}{}, identityError(key.did.String(), err)
+	}
+	of := owner{DID: key.did, PDS: who.PDS()}
+	var unnamed []*atcr.Manifest // whose blobs the record does not name
+	err = listRecords(ctx, p.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
+		if f.Value.Repository != key.repository {
+			return true
+		}
+		at := holdOf(&f.Value)
+		if f.Value.Config != nil && len(f.Value.Layers) == 0 && len(unnamed) < scanManifests && validManifest(&f.Value) == nil {
+			unnamed = append(unnamed, &f.Value)
+		}
+		if f.Value.Config != nil {
+			p.note(key, f.Value.Config.Digest, at)
+		}
+		for _, l := range f.Value.Layers {
+			p.note(key, l.Digest, at)
+		}
+		return true
+	})
+	if err != nil {
+		return struct{}{}, upstreamError("the PDS of "+key.did.String(), err)
+	}
+	for _, record := range unnamed {
+		raw, err := p.manifests.read(ctx, of, record)
+		if err != nil {
+			continue // one that cannot be read has no blobs that could be pulled
+		}
+		p.learn(key.did, key.repository, registry.Manifest{MediaType: record.MediaType, Digest: oci.Digest(record.Digest), Bytes: raw}, holdOf(record))
+	}
+	return struct{}{}, nil
+}
+
+func (p *places) note(key repositoryKey, digest string, at syntax.DID) {
+	d, err := oci.ParseDigest(digest)
+	if err != nil {
+		return
+	}
+	if _, ok := p.known.Peek(blobKey{key.did, key.repository, d}); !ok {
+		p.add(key.did, key.repository, d, at)
+	}
+}
+
+// seen notes that a hold has a blob for reader.
+func (p *places) seen(at syntax.DID, reader string, d oci.Digest) {
+	p.present.Add(presentKey{at, reader, d}, p.clock())
+}
+
+// isPresent tells whether a hold had a blob for reader a moment ago.
+func (p *places) isPresent(at syntax.DID, reader string, d oci.Digest) bool {
+	since, ok := p.present.Get(presentKey{at, reader, d})
+	return ok && p.clock().Sub(since) < presentFresh
+}

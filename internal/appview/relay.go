@@ -1,0 +1,239 @@
+package appview
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
+)
+
+// relay passes upload calls on to a hold's uploadUrl, which speaks them too. Memory does not grow with the
+// blob: bytes go from one connection to the other.
+type relay struct {
+	client   *http.Client // without a total timeout
+	testMode bool
+}
+
+// patch sends a chunk and returns the range that has arrived.
+func (l *relay) patch(ctx context.Context, t *ticket, chunk registry.Chunk) (string, error) {
+	query := url.Values{}
+	if chunk.Algorithm != "" {
+		query.Set("digest-algorithm", chunk.Algorithm)
+	}
+	res, err := l.send(ctx, http.MethodPatch, t, query, chunk)
+	if err != nil {
+		return "", err
+	}
+	defer drain(res)
+	return l.arrived(t, res)
+}
+
+func (l *relay) get(ctx context.Context, t *ticket) (string, error) {
+	res, err := l.send(ctx, http.MethodGet, t, nil, registry.Chunk{})
+	if err != nil {
+		return "", err
+	}
+	defer drain(res)
+	return l.arrived(t, res)
+}
+
+func (l *relay) put(ctx context.Context, t *ticket, d oci.Digest, chunk registry.Chunk) error {
+	res, err := l.send(ctx, http.MethodPut, t, url.Values{"digest": {d.String()}}, chunk)
+	if err != nil {
+		return err
+	}
+	defer drain(res)
+	if said := res.Header.Get("Docker-Content-Digest"); said != "" && said != d.String() {
+		return l.senseless(t, errors.New("the hold says that the blob has another digest"))
+	}
+	return nil
+}
+
+func (l *relay) delete(ctx context.Context, t *ticket) error {
+	res, err := l.send(ctx, http.MethodDelete, t, nil, registry.Chunk{})
+	if err != nil {
+		return err
+	}
+	drain(res)
+	return nil
+}
+
+// arrived reads how far the upload is, and where it goes on.
+func (l *relay) arrived(t *ticket, res *http.Response) (string, error) {
+	if location := res.Header.Get("Location"); location != "" {
+		next, err := res.Request.URL.Parse(location)
+		if err != nil || next.Host != res.Request.URL.Host || httpx.CheckURL(next, l.testMode) != nil {
+			return "", l.senseless(t, errors.New("the upload goes on at another host"))
+		}
+		t.URL = next.String()
+	}
+	r := res.Header.Get("Range")
+	if r == "" {
+		r = emptyRange
+	}
+	if start, end, ok := strings.Cut(r, "-"); !ok || start != "0" || !digits(end) {
+		return "", l.senseless(t, errors.New("the hold answered with a Range of another form"))
+	}
+	return r, nil
+}
+
+func digits(s string) bool {
+	return s != "" && len(s) < 20 && !strings.ContainsFunc(s, func(r rune) bool { return r < '0' || r > '9' })
+}
+
+func (l *relay) send(ctx context.Context, method string, t *ticket, query url.Values, chunk registry.Chunk) (*http.Response, error) {
+	target, err := url.Parse(t.URL)
+	if err != nil {
+		return nil, l.senseless(t, err)
+	}
+	all := target.Query()
+	for k, v := range query {
+		all[k] = v
+	}
+	target.RawQuery = all.Encode()
+	body := &sentBody{from: chunk.Body}
+	req, err := http.NewRequestWithContext(ctx, method, target.String(), http.NoBody)
+	if err != nil {
+		return nil, l.senseless(t, err)
+	}
+	if chunk.Body != nil && chunk.Size != 0 {
+		req.Body, req.ContentLength = io.NopCloser(body), chunk.Size
+		req.Header.Set("Content-Type", "application/octet-stream")
+	}
+	if chunk.ContentRange != "" {
+		req.Header.Set("Content-Range", chunk.ContentRange)
+	}
+	res, err := l.client.Do(req)
+	if err != nil {
+		return nil, l.failed(ctx, t, body, err)
+	}
+	if res.StatusCode >= 200 && res.StatusCode < 300 {
+		return res, nil
+	}
+	defer drain(res)
+	return nil, l.refused(t, res)
+}
+
+// failed tells a client that broke off from a hold that did.
+func (l *relay) failed(ctx context.Context, t *ticket, body *sentBody, err error) error {
+	if cause := body.failure(); cause != nil || ctx.Err() != nil {
+		e := oci.Errorf(oci.CodeBlobUploadInvalid, "the bytes broke off; what came is kept")
+		if errors.Is(cause, httpx.ErrTooSlow) {
+			e = &oci.Error{Code: oci.CodeBlobUploadInvalid, Status: http.StatusRequestTimeout, Message: "the bytes came too slowly; what came is kept"}
+		}
+		e.Err = errors.Join(cause, ctx.Err())
+		return e
+	}
+	if urlErr, ok := errors.AsType[*url.Error](err); ok {
+		err = urlErr.Err // without the URL, which is a secret
+	}
+	status := http.StatusServiceUnavailable
+	if netErr, ok := errors.AsType[net.Error](err); ok && netErr.Timeout() {
+		status = http.StatusGatewayTimeout
+	}
+	e := oci.Unavailable(status, err, "the hold %s cannot be reached: try again in a moment", t.Hold)
+	e.RetryAfter = retryHint
+	return e
+}
+
+func (l *relay) senseless(t *ticket, err error) error {
+	return oci.Unavailable(http.StatusBadGateway, err, "the hold %s answered something that makes no sense", t.Hold)
+}
+
+// relayed are the hold's error codes that are passed on, with the status that goes with each.
+var relayed = map[oci.Code]bool{
+	oci.CodeBlobUploadInvalid: true, oci.CodeBlobUploadUnknown: true, oci.CodeDigestInvalid: true, oci.CodeSizeInvalid: true,
+	oci.CodeDenied: true, oci.CodeTooManyRequests: true, oci.CodeUnsupported: true,
+}
+
+// refused puts a hold's refusal into an answer of ours.
+func (l *relay) refused(t *ticket, res *http.Response) error {
+	if res.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+		arrived, err := l.arrived(t, res)
+		if err != nil {
+			return err
+		}
+		return outOfOrder(arrived)
+	}
+	var body struct {
+		Errors []struct {
+			Code    oci.Code `json:"code"`
+			Message string   `json:"message"`
+			Detail  any      `json:"detail"`
+		} `json:"errors"`
+	}
+	raw, err := io.ReadAll(io.LimitReader(res.Body, 16<<10))
+	if err == nil {
+		err = json.Unmarshal(raw, &body)
+	}
+	if err != nil || len(body.Errors) == 0 || !relayed[body.Errors[0].Code] || res.StatusCode < 400 {
+		status := http.StatusBadGateway
+		if res.StatusCode == http.StatusServiceUnavailable || res.StatusCode == http.StatusInsufficientStorage {
+			status = res.StatusCode
+		}
+		e := oci.Unavailable(status, errors.New(res.Status), "the hold %s cannot take the blob now", t.Hold)
+		if len(body.Errors) > 0 && status != http.StatusBadGateway {
+			e.Message += ": " + short(body.Errors[0].Message)
+		}
+		e.RetryAfter = retryHint
+		return e
+	}
+	said := body.Errors[0]
+	e := &oci.Error{Code: said.Code, Message: short(said.Message), Status: res.StatusCode}
+	if text, ok := said.Detail.(string); ok {
+		e.Detail = short(text)
+	}
+	if n, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil && n > 0 {
+		e.RetryAfter = time.Duration(min(n, 3600)) * time.Second
+	}
+	return e
+}
+
+// short bounds other people's words.
+func short(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	if len(s) > 300 {
+		s = strings.ToValidUTF8(s[:300], "") + "…"
+	}
+	return s
+}
+
+// sentBody remembers why the client's body could not be read.
+type sentBody struct {
+	from io.Reader
+	mu   sync.Mutex
+	err  error
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // readers return it as it is
+		b.mu.Lock()
+		b.err = err
+		b.mu.Unlock()
+	}
+	return n, err
+}
+
+func (b *sentBody) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
+
+// drain lets the connection be used again.
+func drain(res *http.Response) {
+	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 64<<10))
+	_ = res.Body.Close()
+}

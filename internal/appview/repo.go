@@ -1,0 +1,128 @@
+package appview
+
+import (
+	"context"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/oci"
+	"atcr.io/internal/xrpc"
+)
+
+// found is a record as its repo has it.
+type found[T any] struct {
+	Rkey  string
+	CID   string
+	Value T
+}
+
+// getRecord reads a record without anybody's session; nil where there is none, or none that T can be.
+// Errors: *xrpc.UpstreamError.
+func getRecord[T any](ctx context.Context, u xrpc.Upstream, base string, did syntax.DID, collection, rkey string) (*found[T], error) {
+	var out struct {
+		CID   string          `json:"cid"`
+		Value json.RawMessage `json:"value"`
+	}
+	err := u.JSON(ctx, xrpc.UpstreamCall{
+		Base: base, NSID: "com.atproto.repo.getRecord",
+		Query: url.Values{"repo": {did.String()}, "collection": {collection}, "rkey": {rkey}},
+	}, &out)
+	if missing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := &found[T]{Rkey: rkey, CID: out.CID}
+	if json.Unmarshal(out.Value, &f.Value) != nil {
+		return nil, nil // somebody's record of another form
+	}
+	return f, nil
+}
+
+const (
+	listPageRecords = 50
+	listPageBytes   = 8 << 20 // 50 records of the size that this AppView writes at most, and some
+	listPages       = 60
+)
+
+// listRecords gives each record of a collection to visit, newest keys first, until it returns false. At most
+// 3,000 are read. Records of another form are left out. Errors: *xrpc.UpstreamError.
+func listRecords[T any](ctx context.Context, u xrpc.Upstream, of owner, collection string, visit func(found[T]) bool) error {
+	cursor := ""
+	for range listPages {
+		query := url.Values{"repo": {of.DID.String()}, "collection": {collection}, "limit": {strconv.Itoa(listPageRecords)}}
+		if cursor != "" {
+			query.Set("cursor", cursor)
+		}
+		var page struct {
+			Cursor  string `json:"cursor"`
+			Records []struct {
+				URI   string          `json:"uri"`
+				CID   string          `json:"cid"`
+				Value json.RawMessage `json:"value"`
+			} `json:"records"`
+		}
+		err := u.JSON(ctx, xrpc.UpstreamCall{Base: of.PDS, NSID: "com.atproto.repo.listRecords", Query: query, Limit: listPageBytes}, &page)
+		if missing(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, r := range page.Records {
+			f := found[T]{Rkey: r.URI[strings.LastIndexByte(r.URI, '/')+1:], CID: r.CID}
+			if json.Unmarshal(r.Value, &f.Value) == nil && !visit(f) {
+				return nil
+			}
+		}
+		if page.Cursor == "" || page.Cursor == cursor || len(page.Records) == 0 {
+			return nil
+		}
+		cursor = page.Cursor
+	}
+	return nil
+}
+
+// errBlobMissing says that the PDS has no such blob.
+var errBlobMissing = errors.New("the PDS does not have the bytes")
+
+// getAtBlob reads an atproto blob of at most oci.MaxManifestBytes.
+// Errors: errBlobMissing, *xrpc.UpstreamError.
+func getAtBlob(ctx context.Context, u xrpc.Upstream, of owner, cid string) ([]byte, error) {
+	body, _, err := u.Bytes(ctx, xrpc.UpstreamCall{
+		Base: of.PDS, NSID: "com.atproto.sync.getBlob", Method: http.MethodGet,
+		Query: url.Values{"did": {of.DID.String()}, "cid": {cid}}, Limit: oci.MaxManifestBytes,
+	})
+	if missing(err) {
+		return nil, errBlobMissing
+	}
+	return body, err
+}
+
+// cidOf is the CID of bytes with a sha256 digest: version 1, raw. It is "" for other algorithms.
+//
+// Source: https://atproto.com/specs/blob
+func cidOf(d oci.Digest) string {
+	if d.Algorithm() != oci.SHA256 {
+		return ""
+	}
+	raw := append([]byte{0x01, 0x55, 0x12, 0x20}, d.Bytes()...)
+	return "b" + strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw))
+}
+
+// rkeyOf is the record key of an at-uri of did's collection, "" where uri is something else.
+func rkeyOf(uri string, did syntax.DID, collection string) string {
+	rkey, ok := strings.CutPrefix(uri, "at://"+did.String()+"/"+collection+"/")
+	if !ok || strings.Contains(rkey, "/") {
+		return ""
+	}
+	return rkey
+}

@@ -1,0 +1,252 @@
+package appview
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/identity"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/regtoken"
+	"atcr.io/internal/session"
+	"atcr.io/internal/xrpc"
+)
+
+// maxFormBytes bounds the body of a token request.
+const maxFormBytes = 16 << 10
+
+// signIn opens sessions: session.Store.
+type signIn interface {
+	Login(ctx context.Context, a session.Account, password, address string) (session.Session, error)
+}
+
+// tokenServer answers /auth/token.
+type tokenServer struct {
+	directory directory
+	owners    owners
+	sessions  signIn
+	tokens    *regtoken.Issuer
+	welcome   func(ctx context.Context, s session.Session) // a person's first sign-in
+	address   func(*http.Request) string
+	service   string
+	logger    *slog.Logger
+}
+
+// tokenRequest is what a client asks for, by GET or by POST.
+type tokenRequest struct {
+	user, password string
+	signedIn       bool // credentials were shown
+	scopes         []string
+}
+
+// serve answers GET, as docker asks, and POST with a form, as OAuth has it.
+//
+// Source: https://distribution.github.io/distribution/spec/auth/token/, …/auth/oauth/
+func (t *tokenServer) serve(w http.ResponseWriter, r *http.Request) error {
+	in, err := readTokenRequest(w, r)
+	if err != nil {
+		return err
+	}
+	asked, err := regtoken.ParseScopes(in.scopes)
+	if err != nil {
+		return &oci.Error{Code: oci.CodeUnsupported, Status: http.StatusBadRequest, Message: err.Error()}
+	}
+	claims := regtoken.Claims{}
+	if in.signedIn {
+		s, err := t.login(r, in)
+		if err != nil {
+			if oci.AsError(err).HTTPStatus() == http.StatusUnauthorized {
+				w.Header().Set("WWW-Authenticate", `Basic realm="`+t.service+`"`)
+			}
+			return err
+		}
+		httpx.EventFrom(r.Context()).DID = s.DID.String()
+		claims.Subject, claims.Session = s.DID.String(), s.ID
+	}
+	claims.Access = t.granted(r.Context(), claims.Subject, asked)
+	token, issued, expires, err := t.tokens.Sign(claims)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	xrpc.WriteJSON(w, http.StatusOK, map[string]any{
+		"token": token, "access_token": token, "token_type": "Bearer",
+		"expires_in": int(expires.Sub(issued) / time.Second), "issued_at": issued.UTC().Format(time.RFC3339),
+		"scope": scopeText(claims.Access),
+	})
+	return nil
+}
+
+// granted is what of asked the person has: pull everywhere, since holds decide who reads, and the rest
+// where the name is theirs.
+func (t *tokenServer) granted(ctx context.Context, subject string, asked []regtoken.Access) []regtoken.Access {
+	var out []regtoken.Access
+	for _, a := range asked {
+		g := regtoken.Access{Type: a.Type, Name: a.Name}
+		for _, action := range a.Actions {
+			if action == regtoken.Pull || t.isOwner(ctx, subject, a.Name) {
+				g.Actions = append(g.Actions, action)
+			}
+		}
+		if len(g.Actions) > 0 {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+func (t *tokenServer) isOwner(ctx context.Context, subject, text string) bool {
+	if subject == "" {
+		return false
+	}
+	name, err := oci.ParseName(text)
+	if err != nil {
+		return false
+	}
+	of, err := t.owners.find(ctx, name.Owner)
+	return err == nil && of.DID.String() == subject
+}
+
+func scopeText(access []regtoken.Access) string {
+	var out []string
+	for _, a := range access {
+		out = append(out, a.Type+":"+a.Name+":"+strings.Join(a.Actions, ","))
+	}
+	return strings.Join(out, " ")
+}
+
+func readTokenRequest(w http.ResponseWriter, r *http.Request) (tokenRequest, error) {
+	var in tokenRequest
+	var err error
+	if header := r.Header.Get("Authorization"); header != "" {
+		if in.user, in.password, err = basicCredentials(header); err != nil {
+			return in, err
+		}
+		in.signedIn = true
+	}
+	if r.Method == http.MethodGet {
+		in.scopes = r.URL.Query()["scope"]
+		return in, nil
+	}
+	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/x-www-form-urlencoded" {
+		return in, &oci.Error{Code: oci.CodeUnsupported, Status: http.StatusUnsupportedMediaType, Message: "send a form: application/x-www-form-urlencoded"}
+	}
+	raw, err := httpx.ReadLimited(http.MaxBytesReader(w, r.Body, maxFormBytes), maxFormBytes)
+	if err != nil {
+		return in, &oci.Error{Code: oci.CodeSizeInvalid, Status: http.StatusRequestEntityTooLarge, Message: "the form is too large", Err: err}
+	}
+	form, err := url.ParseQuery(string(raw))
+	if err != nil {
+		return in, &oci.Error{Code: oci.CodeUnsupported, Status: http.StatusBadRequest, Message: "the form cannot be read"}
+	}
+	in.scopes = form["scope"]
+	switch grant := form.Get("grant_type"); grant {
+	case "password", "":
+		if user, password := form.Get("username"), form.Get("password"); user != "" || password != "" {
+			in.user, in.password = splitUser(user + ":" + password)
+			in.signedIn = true
+		}
+	default: // clients go on with GET
+		return in, &oci.Error{Code: oci.CodeUnsupported, Status: http.StatusBadRequest, Message: "grant_type " + short(grant) + " is not supported: use password"}
+	}
+	return in, nil
+}
+
+func basicCredentials(header string) (user, password string, err error) {
+	scheme, encoded, _ := strings.Cut(header, " ")
+	raw, decodeErr := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
+	if !strings.EqualFold(scheme, "Basic") || decodeErr != nil {
+		return "", "", unauthorized(nil, "send handle and app password by Basic authentication")
+	}
+	user, password = splitUser(string(raw))
+	return user, password, nil
+}
+
+// splitUser cuts `user:password`. Basic authentication ends the user at the first colon, which would take a
+// DID apart: its name is up to the third.
+func splitUser(text string) (user, password string) {
+	colons := 1
+	if strings.HasPrefix(text, "did:") {
+		colons = 3
+	}
+	end := 0
+	for range colons {
+		i := strings.IndexByte(text[end:], ':')
+		if i < 0 {
+			return text, ""
+		}
+		end += i + 1
+	}
+	return text[:end-1], text[end:]
+}
+
+// login signs a person in at their own PDS.
+func (t *tokenServer) login(r *http.Request, in tokenRequest) (session.Session, error) {
+	name, err := parseIdentity(in.user)
+	if err != nil {
+		return session.Session{}, unauthorized(nil, "%.100q is neither a handle nor a DID: log in with your handle, like alice.example.com", in.user)
+	}
+	who, err := t.directory.Lookup(r.Context(), name)
+	if err != nil {
+		return session.Session{}, loginIdentityError(in.user, err)
+	}
+	if who.PDS() == "" {
+		return session.Session{}, unauthorized(nil, "the account %.100s has no PDS", in.user)
+	}
+	s, err := t.sessions.Login(r.Context(), session.Account{DID: who.DID, PDS: who.PDS()}, in.password, t.address(r))
+	if err != nil {
+		return s, loginError(who, err)
+	}
+	if s.New {
+		t.logger.Info("signed in", "did", s.DID.String(), "pds", who.PDS())
+		t.welcome(r.Context(), s)
+	}
+	return s, nil
+}
+
+func loginIdentityError(user string, err error) error {
+	e := oci.AsError(identityError(user, err))
+	if e.Code == oci.CodeNameUnknown {
+		return unauthorized(err, "%s", e.Message)
+	}
+	return e
+}
+
+// loginError says what to do in a sentence, which clients show.
+func loginError(who *identity.Identity, err error) error {
+	settings := "https://bsky.app/settings/app-passwords, or wherever your PDS has its settings"
+	switch {
+	case errors.Is(err, session.ErrMainPassword):
+		return unauthorized(err, "that is your account's main password: make an app password (%s) and log in with that", settings)
+	case errors.Is(err, session.ErrCodeNeeded):
+		return unauthorized(err, "that password needs a sign-in code, as main passwords do: make an app password (%s) and log in with that", settings)
+	case errors.Is(err, session.ErrWrongPassword):
+		return unauthorized(err, "wrong handle or app password; app passwords are made at %s", settings)
+	case errors.Is(err, session.ErrRefused):
+		return unauthorized(err, "your PDS refuses this account: it may be deactivated or taken down")
+	}
+	if limit, ok := errors.AsType[*session.LimitError](err); ok {
+		return &oci.Error{
+			Code: oci.CodeTooManyRequests, RetryAfter: limit.RetryAfter, Err: err,
+			Message: fmt.Sprintf("too many wrong passwords: try again in %s", limit.RetryAfter.Round(time.Second)),
+		}
+	}
+	return upstreamError("the PDS of "+atIdentifier(who), err)
+}
+
+func atIdentifier(who *identity.Identity) string {
+	if who.Handle != "" && who.Handle != syntax.HandleInvalid {
+		return who.Handle.String()
+	}
+	return who.DID.String()
+}

@@ -1,0 +1,239 @@
+package appview
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
+)
+
+// placeholders stand for a digest that is not known yet; the hold believes their algorithm alone.
+var placeholders = map[string]string{
+	oci.SHA256: oci.SHA256 + ":" + strings.Repeat("0", 64),
+	oci.SHA512: oci.SHA512 + ":" + strings.Repeat("0", 128),
+}
+
+// uploads is registry.Uploads on holds. It keeps no state of uploads that a hold takes at an uploadUrl; see
+// ticket.
+type uploads struct {
+	owners  owners
+	holds   *holds
+	calls   *holdCalls
+	blobs   *blobs
+	places  *places
+	sealer  *sealer
+	relay   *relay
+	parts   *parts
+	baseURL string
+	direct  string
+	clock   clock
+}
+
+// Begin asks the person's hold for an upload. A client that is known to drop its credentials on the way is
+// sent to the hold; others go on here.
+func (u *uploads) Begin(ctx context.Context, c registry.Caller, name oci.Name, o registry.BeginOptions) (registry.Upload, error) {
+	of, err := u.owners.own(ctx, c, name)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	at, err := u.holds.forPush(ctx, of.DID)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	httpx.EventFrom(ctx).Hold = at.DID.String()
+	in := atcr.HoldInitiateUploadInput{Digest: o.Digest.String(), Location: u.baseURL + "/v2/" + name.String() + "/blobs/"}
+	if in.Digest == "" {
+		if in.Digest = placeholders[o.Algorithm]; in.Digest == "" {
+			in.Digest = placeholders[oci.SHA256]
+		}
+	}
+	out, err := u.calls.begin(ctx, c, at, in)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	t := ticket{Hold: at.DID, Subject: c.Subject, Repository: name.Repository, Expires: u.clock().Add(uploadLifetime).Unix()}
+	switch {
+	case out.UploadUrl == "":
+		if err := u.parts.begin(c.Subject, at.DID, out.UploadId); err != nil {
+			return registry.Upload{}, err
+		}
+		t.UploadID = out.UploadId
+	case u.goesDirect(o.UserAgent, out.UploadUrl):
+		return registry.Upload{Location: out.UploadUrl, Range: emptyRange}, nil
+	default:
+		t.URL = out.UploadUrl
+	}
+	return u.progress(name, t, emptyRange)
+}
+
+// emptyRange says that nothing has arrived: the form has no other word for it.
+const emptyRange = "0-0"
+
+// goesDirect tells whether a client may get the hold's own URL. An https registry never hands out http.
+func (u *uploads) goesDirect(userAgent, target string) bool {
+	if strings.HasPrefix(u.baseURL, "https:") && !strings.HasPrefix(target, "https:") {
+		return false
+	}
+	switch u.direct {
+	case directAlways:
+		return userAgent != ""
+	case directAuto:
+		return strings.HasPrefix(userAgent, "containerd/")
+	}
+	return false
+}
+
+func (u *uploads) progress(name oci.Name, t ticket, arrived string) (registry.Upload, error) {
+	id, err := u.sealer.seal(t)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	return registry.Upload{Location: "/v2/" + name.String() + "/blobs/uploads/" + id, Range: arrived}, nil
+}
+
+// open reads the ticket of a Location.
+func (u *uploads) open(ctx context.Context, c registry.Caller, name oci.Name, id string) (ticket, error) {
+	t, err := u.sealer.open(id, c.Subject, name.Repository)
+	if err != nil {
+		e := oci.Errorf(oci.CodeBlobUploadUnknown, "there is no such upload: it was finished or cancelled, or is too old. Begin a new one")
+		e.Err = err
+		return t, e
+	}
+	httpx.EventFrom(ctx).Hold = t.Hold.String()
+	return t, nil
+}
+
+// Append sends a chunk on.
+func (u *uploads) Append(ctx context.Context, c registry.Caller, name oci.Name, id string, chunk registry.Chunk) (registry.Upload, error) {
+	t, err := u.open(ctx, c, name, id)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	var arrived string
+	if t.URL == "" {
+		arrived, err = u.parts.append(ctx, c, t, chunk)
+	} else {
+		arrived, err = u.relay.patch(ctx, &t, chunk)
+	}
+	return u.answer(name, t, arrived, err)
+}
+
+// Status asks how far an upload is.
+func (u *uploads) Status(ctx context.Context, c registry.Caller, name oci.Name, id string) (registry.Upload, error) {
+	t, err := u.open(ctx, c, name, id)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	var arrived string
+	if t.URL == "" {
+		arrived, err = u.parts.status(t)
+	} else {
+		arrived, err = u.relay.get(ctx, &t)
+	}
+	return u.answer(name, t, arrived, err)
+}
+
+// answer is where the upload stands, also where a chunk was refused because it stands elsewhere.
+func (u *uploads) answer(name oci.Name, t ticket, arrived string, err error) (registry.Upload, error) {
+	wrong, isRange := errors.AsType[*rangeError](err)
+	if err != nil && !isRange {
+		return registry.Upload{}, err
+	}
+	if isRange {
+		arrived = wrong.arrived
+	}
+	out, sealErr := u.progress(name, t, arrived)
+	if sealErr != nil {
+		return registry.Upload{}, sealErr
+	}
+	if isRange {
+		return registry.Upload{}, &registry.RangeError{Upload: out, Err: wrong.err}
+	}
+	return out, nil
+}
+
+// rangeError says where an upload stands that a chunk did not begin at.
+type rangeError struct {
+	arrived string
+	err     *oci.Error
+}
+
+func (e *rangeError) Error() string { return e.err.Error() }
+
+func (e *rangeError) Unwrap() error { return e.err }
+
+func outOfOrder(arrived string) error {
+	return &rangeError{arrived: arrived, err: &oci.Error{
+		Code: oci.CodeBlobUploadInvalid, Status: http.StatusRequestedRangeNotSatisfiable,
+		Message: "the chunk does not begin where the upload stands",
+	}}
+}
+
+// Finish sends the last bytes on and has the hold compare the digest.
+func (u *uploads) Finish(ctx context.Context, c registry.Caller, name oci.Name, id string, d oci.Digest, chunk registry.Chunk) error {
+	t, err := u.open(ctx, c, name, id)
+	if err != nil {
+		return err
+	}
+	if t.URL == "" {
+		err = u.parts.finish(ctx, c, t, d, chunk)
+	} else {
+		err = u.relay.put(ctx, &t, d, chunk)
+	}
+	if wrong, ok := errors.AsType[*rangeError](err); ok {
+		out, sealErr := u.progress(name, t, wrong.arrived)
+		if sealErr != nil {
+			return sealErr
+		}
+		return &registry.RangeError{Upload: out, Err: wrong.err}
+	}
+	if err != nil {
+		return err
+	}
+	u.places.add(syntax.DID(c.Subject), name.Repository, d, t.Hold)
+	u.places.seen(t.Hold, c.Subject, d)
+	return nil
+}
+
+// Cancel throws an upload away.
+func (u *uploads) Cancel(ctx context.Context, c registry.Caller, name oci.Name, id string) error {
+	t, err := u.open(ctx, c, name, id)
+	if err != nil {
+		return err
+	}
+	if t.URL == "" {
+		return u.parts.cancel(ctx, c, t)
+	}
+	return u.relay.delete(ctx, &t)
+}
+
+// Mount is done where the blob is in the hold that the push goes to, and the caller may read it there: then
+// no byte moves. Everything else is an upload.
+func (u *uploads) Mount(ctx context.Context, c registry.Caller, name, from oci.Name, d oci.Digest) (bool, error) {
+	of, err := u.owners.own(ctx, c, name)
+	if err != nil {
+		return false, err
+	}
+	if from.Owner != "" {
+		source, err := u.owners.find(ctx, from.Owner)
+		if err != nil {
+			return false, nil //nolint:nilerr // no source, no mount
+		}
+		at, err := u.places.find(ctx, source, from.Repository, d)
+		if err != nil || at == "" {
+			return false, nil //nolint:nilerr // no source, no mount
+		}
+	}
+	_, _, err = u.blobs.statForPush(ctx, c, of, name, d)
+	if err != nil {
+		return false, nil //nolint:nilerr // the upload that follows says what is wrong
+	}
+	return true, nil
+}

@@ -1,0 +1,72 @@
+package registry
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+)
+
+// getBlob sends the client to the bytes. A Range header goes along with it.
+func (s *Server) getBlob(w http.ResponseWriter, r *http.Request) error {
+	q := requestFrom(r)
+	digest, err := oci.ParseDigest(q.path.Reference)
+	if err != nil {
+		return err
+	}
+	target, err := s.Blobs.Locate(r.Context(), q.caller, q.path.Name, digest)
+	if err != nil {
+		return s.challenged(w, q, err)
+	}
+	h := w.Header()
+	h.Set("Location", target)
+	h.Set("Docker-Content-Digest", string(digest))
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Length", "0")
+	w.WriteHeader(http.StatusTemporaryRedirect)
+	return nil
+}
+
+func (s *Server) headBlob(w http.ResponseWriter, r *http.Request) error {
+	q := requestFrom(r)
+	digest, err := oci.ParseDigest(q.path.Reference)
+	if err != nil {
+		return err
+	}
+	size, err := s.Blobs.Stat(r.Context(), q.caller, q.path.Name, digest)
+	if err != nil {
+		return s.challenged(w, q, err)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("Content-Length", strconv.FormatInt(size, 10))
+	h.Set("Docker-Content-Digest", string(digest))
+	h.Set("Accept-Ranges", "bytes")
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// challenged adds the challenge where a better token could help.
+func (s *Server) challenged(w http.ResponseWriter, q *request, err error) error {
+	if oci.AsError(err).HTTPStatus() == http.StatusUnauthorized && w.Header().Get("WWW-Authenticate") == "" {
+		w.Header().Set("WWW-Authenticate", s.Authorizer.Challenge(q.path.Name, q.action, err))
+	}
+	return err
+}
+
+func isTooLarge(err error) bool {
+	_, limited := errors.AsType[*http.MaxBytesError](err)
+	return limited || errors.Is(err, httpx.ErrTooLarge)
+}
+
+func brokenOff(err error) error {
+	e := oci.Errorf(oci.CodeSizeInvalid, "the request broke off")
+	if errors.Is(err, httpx.ErrTooSlow) {
+		e = oci.Errorf(oci.CodeSizeInvalid, "the bytes came too slowly")
+		e.Status = http.StatusRequestTimeout
+	}
+	e.Err = err
+	return e
+}

@@ -1,0 +1,139 @@
+package registry
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/oci"
+)
+
+// maxTags bounds the `tag` parameters of one push.
+const maxTags = 10
+
+func (s *Server) getManifest(w http.ResponseWriter, r *http.Request) error {
+	q := requestFrom(r)
+	reference, err := oci.ParseReference(q.path.Reference)
+	if err != nil {
+		return err
+	}
+	m, err := s.Manifests.Get(r.Context(), q.caller, q.path.Name, reference)
+	if err != nil {
+		return s.challenged(w, q, err)
+	}
+	h := w.Header()
+	etag := `"` + string(m.Digest) + `"`
+	h.Set("Docker-Content-Digest", string(m.Digest))
+	h.Set("ETag", etag)
+	if r.Header.Get("If-None-Match") == etag {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	h.Set("Content-Type", m.MediaType)
+	h.Set("Content-Length", strconv.Itoa(len(m.Bytes)))
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(m.Bytes) // the client is gone: nobody to tell
+	}
+	return nil
+}
+
+// putManifest takes a manifest under a tag, or under its digest with any number of `tag` parameters.
+//
+// Source: distribution-spec, "Pushing Manifests".
+func (s *Server) putManifest(w http.ResponseWriter, r *http.Request) error {
+	q := requestFrom(r)
+	reference, err := oci.ParseReference(q.path.Reference)
+	if err != nil {
+		return err
+	}
+	tags, err := tagsOf(r, reference)
+	if err != nil {
+		return err
+	}
+	mediaType, err := oci.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil {
+		return err
+	}
+	raw, err := readManifest(w, r)
+	if err != nil {
+		return err
+	}
+	digest := reference.Digest
+	if digest == "" {
+		digest = oci.FromBytes(raw)
+	} else if !digest.Matches(raw) {
+		return oci.Errorf(oci.CodeDigestInvalid, "the manifest does not have the digest in the path")
+	}
+	parsed, err := oci.ParseManifest(mediaType, raw)
+	if err != nil {
+		return err
+	}
+	m := Manifest{MediaType: mediaType, Digest: digest, Bytes: raw}
+	if err := s.Manifests.Put(r.Context(), q.caller, q.path.Name, m, parsed, tags); err != nil {
+		return s.challenged(w, q, err)
+	}
+	h := w.Header()
+	h.Set("Location", "/v2/"+q.path.Name.String()+"/manifests/"+string(digest))
+	h.Set("Docker-Content-Digest", string(digest))
+	if parsed.Subject != nil {
+		h.Set("OCI-Subject", string(parsed.Subject.Digest))
+	}
+	if reference.Digest != "" {
+		for _, tag := range tags {
+			h.Add("OCI-Tag", tag)
+		}
+	}
+	h.Set("Content-Length", "0")
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func tagsOf(r *http.Request, reference oci.Reference) ([]string, error) {
+	if reference.Tag != "" {
+		return []string{reference.Tag}, nil
+	}
+	tags := r.URL.Query()["tag"]
+	if len(tags) > maxTags {
+		return nil, oci.Errorf(oci.CodeManifestInvalid, "at most %d tags in one push", maxTags)
+	}
+	for _, tag := range tags {
+		if parsed, err := oci.ParseReference(tag); err != nil || parsed.Tag == "" {
+			return nil, oci.Errorf(oci.CodeManifestInvalid, "a tag parameter is not a tag")
+		}
+	}
+	return tags, nil
+}
+
+func readManifest(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	tooLarge := &oci.Error{Code: oci.CodeSizeInvalid, Status: http.StatusRequestEntityTooLarge, Message: "the manifest is larger than 8 MiB"}
+	if r.ContentLength > oci.MaxManifestBytes {
+		return nil, tooLarge
+	}
+	raw, err := httpx.ReadLimited(httpx.ProgressBody(w, r), oci.MaxManifestBytes)
+	switch {
+	case err == nil && len(raw) == 0:
+		return nil, oci.Errorf(oci.CodeManifestInvalid, "the manifest is empty")
+	case err == nil:
+		return raw, nil
+	case isTooLarge(err):
+		return nil, tooLarge
+	}
+	return nil, brokenOff(err)
+}
+
+func (s *Server) deleteManifest(w http.ResponseWriter, r *http.Request) error {
+	q := requestFrom(r)
+	reference, err := oci.ParseReference(q.path.Reference)
+	if err != nil {
+		return err
+	}
+	if err := s.Manifests.Delete(r.Context(), q.caller, q.path.Name, reference); err != nil {
+		return s.challenged(w, q, err)
+	}
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusAccepted)
+	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, 1<<10)) // keep the connection
+	return nil
+}

@@ -1,0 +1,123 @@
+// Package session keeps people's sessions with their PDS: opened by an app password, refreshed, and used for
+// calls and service tokens in their name.
+//
+// It owns the tokens of those sessions and how they are kept, and refuses to own what is called with them.
+// Passwords are never stored: a keyed hash of (DID, password) finds the session that a password opened.
+//
+// Source: com.atproto.server.{createSession, refreshSession, deleteSession, getServiceAuth}.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/singleflight"
+
+	"atcr.io/internal/sqldb"
+	"atcr.io/internal/xrpc"
+)
+
+var (
+	// ErrWrongPassword: the PDS does not know the account with that password.
+	ErrWrongPassword = errors.New("wrong handle or app password")
+	// ErrMainPassword: the password is the account's main one, which opens more than a registry needs.
+	ErrMainPassword = errors.New("that is the account's main password; make an app password and use that")
+	// ErrCodeNeeded: the PDS wants a code from an e-mail, which it does for main passwords alone.
+	ErrCodeNeeded = errors.New("that password needs a sign-in code; make an app password and use that")
+	// ErrRefused: the PDS knows the password and refuses the account all the same.
+	ErrRefused = errors.New("the PDS refuses this account")
+	// ErrGone: the session was ended or revoked; its person signs in again.
+	ErrGone = errors.New("the session has ended")
+)
+
+// LimitError says that there were too many wrong passwords.
+type LimitError struct{ RetryAfter time.Duration }
+
+func (e *LimitError) Error() string { return "too many wrong passwords" }
+
+// Account is who signs in, and where.
+type Account struct {
+	DID syntax.DID
+	PDS string // base URL
+}
+
+// Session is a person's session.
+type Session struct {
+	ID  string
+	DID syntax.DID
+	New bool // opened just now
+}
+
+// Config is what Open needs.
+type Config struct {
+	// Secret encrypts tokens and keys the hash of passwords, at least 32 bytes. Another one ends all sessions.
+	Secret []byte
+	// Client calls PDSes: guarded, with a timeout, following no redirects.
+	Client *http.Client
+	// AllowMainPassword accepts main passwords.
+	AllowMainPassword bool
+	Logger            *slog.Logger
+	Now               func() time.Time // nil: time.Now
+}
+
+const (
+	cachedSessions = 4096
+	cachedTokens   = 8192
+	callTimeout    = 30 * time.Second
+)
+
+// Store is all sessions of the processes that share a database. Safe for concurrent use.
+type Store struct {
+	config   Config
+	db       *sqldb.DB
+	vault    *vault
+	upstream xrpc.Upstream
+	limits   *limits
+	now      func() time.Time
+	flight   singleflight.Group // refreshes and logins: each once at a time
+	live     *lru.Cache[string, *tokens]
+
+	serviceTokens *lru.Cache[serviceKey, serviceToken]
+	bareHosts     *lru.Cache[string, struct{}]     // PDSes that sign no audience with a fragment
+	bareHolds     *lru.Cache[syntax.DID, struct{}] // holds that take none
+}
+
+// Open brings db's tables to their newest form.
+func Open(ctx context.Context, db *sqldb.DB, c Config) (*Store, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	v, err := newVault(c.Secret)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		config: c, db: db, vault: v, upstream: xrpc.Upstream{Client: c.Client}, limits: newLimits(c.Now), now: c.Now,
+		live: newLRU[string, *tokens](cachedSessions), serviceTokens: newLRU[serviceKey, serviceToken](cachedTokens),
+		bareHosts: newLRU[string, struct{}](1024), bareHolds: newLRU[syntax.DID, struct{}](1024),
+	}
+	if err := db.Migrate(ctx, "session", migrations); err != nil {
+		return nil, err
+	}
+	if err := s.forgetOld(ctx); err != nil {
+		return nil, fmt.Errorf("remove old sessions: %w", err)
+	}
+	return s, nil
+}
+
+func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
+	c, err := lru.New[K, V](size)
+	if err != nil {
+		panic("session: " + err.Error()) // sizes are constants
+	}
+	return c
+}
