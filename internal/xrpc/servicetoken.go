@@ -132,8 +132,8 @@ func (v *Verifier) Verify(ctx context.Context, token string, call Call) (syntax.
 	if err != nil {
 		return "", invalidToken("iss is not a DID")
 	}
-	signature, err := base64.RawURLEncoding.DecodeString(parts[2])
-	if err != nil || len(signature) != 64 {
+	signature, err := tokenEncoding.DecodeString(parts[2])
+	if err != nil || len(signature) != 64 || len(parts[2]) != 86 { // the decoder skips line ends
 		return "", Errorf(http.StatusUnauthorized, "BadJwtSignature", "the signature has not 64 bytes")
 	}
 	if err := v.verifySignature(ctx, did, h.Alg, []byte(parts[0]+"."+parts[1]), signature); err != nil {
@@ -143,8 +143,11 @@ func (v *Verifier) Verify(ctx context.Context, token string, call Call) (syntax.
 	return did, nil
 }
 
+// tokenEncoding is strict: two spellings of one signature would be two tokens.
+var tokenEncoding = base64.RawURLEncoding.Strict()
+
 func decodePart(part string, v any) error {
-	raw, err := base64.RawURLEncoding.DecodeString(part)
+	raw, err := tokenEncoding.DecodeString(part)
 	if err != nil {
 		return err
 	}
@@ -194,7 +197,7 @@ func (v *Verifier) check(c claims, call Call) error {
 		return invalidToken("the token is from the future: check the clock of the server that signed it")
 	case expires.Sub(issued) > longest:
 		return invalidToken("the token lives longer than %s", longest)
-	case call.Once && c.Iat != 0 && issued.Before(v.started.Add(-issuedLeeway)):
+	case call.Once && c.Iat != 0 && issued.Before(v.started.Truncate(time.Second)): // iat has whole seconds
 		return invalidToken("the token is older than this server: ask for a new one")
 	case call.Once && c.Iat == 0:
 		return invalidToken("a token for this call must have iat")
@@ -259,7 +262,8 @@ func (v *Verifier) Use(token string) error {
 	}
 	id := c.Jti
 	if id == "" || len(id) > 256 {
-		sum := sha256.Sum256([]byte(token))
+		// Of what is signed: whoever has a token can make another signature for it, but no other claims.
+		sum := sha256.Sum256([]byte(parts[0] + "." + parts[1]))
 		id = "hash:" + base64.RawURLEncoding.EncodeToString(sum[:])
 	}
 	now, did := v.config.Now(), syntax.DID(c.Iss)
@@ -280,7 +284,7 @@ func (v *Verifier) Use(token string) error {
 		return invalidToken("the token was used before: ask for a new one for each call")
 	}
 	if len(mine) >= maxUsed {
-		v.forgetExpired(now)
+		forget(mine, now) // of this issuer alone: a flood must not cost a walk over all the others' each time
 	}
 	if len(mine) >= maxUsed {
 		return tooManyTokens()
@@ -296,13 +300,16 @@ func tooManyTokens() error {
 
 func (v *Verifier) forgetExpired(now time.Time) {
 	for did, mine := range v.used {
-		for id, until := range mine {
-			if !now.Before(until) {
-				delete(mine, id)
-			}
-		}
-		if len(mine) == 0 {
+		if forget(mine, now); len(mine) == 0 {
 			delete(v.used, did)
+		}
+	}
+}
+
+func forget(mine map[string]time.Time, now time.Time) {
+	for id, until := range mine {
+		if !now.Before(until) {
+			delete(mine, id)
 		}
 	}
 }
