@@ -28,18 +28,18 @@ type target struct {
 	process       *process
 }
 
-// pushTargets are the peer, the hold itself, and the hold through the AppView.
-func (b *bench) pushTargets(ctx context.Context, s3 bool) ([]target, error) {
-	suffix, holdEnv := "-fs", []string(nil)
+// pushTargets are the peer, the hold itself, and the hold through the AppView, started anew for a section.
+func (b *bench) pushTargets(ctx context.Context, section string, s3 bool) ([]target, error) {
+	suffix, holdEnv := "-"+section+"-folder", []string(nil)
 	var peerS3 *s3Server
 	if s3 {
-		suffix = "-s3"
-		storage, err := b.startS3(ctx, "versitygw-hold")
+		suffix = "-" + section + "-s3"
+		storage, err := b.startS3(ctx, "versitygw-hold"+suffix)
 		if err != nil {
 			return nil, err
 		}
 		holdEnv = storage.holdEnv(storage.url)
-		if peerS3, err = b.startS3(ctx, "versitygw-peer"); err != nil {
+		if peerS3, err = b.startS3(ctx, "versitygw-peer"+suffix); err != nil {
 			return nil, err
 		}
 	}
@@ -71,7 +71,7 @@ func (b *bench) pushTargets(ctx context.Context, s3 bool) ([]target, error) {
 }
 
 func benchPush(ctx context.Context, b *bench) error {
-	targets, err := b.pushTargets(ctx, false)
+	targets, err := b.pushTargets(ctx, "push", false)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func benchPush(ctx context.Context, b *bench) error {
 func benchMemory(ctx context.Context, b *bench) error {
 	b.printf("\n## 16 parallel pushes of 256 MiB\n\n| storage | target | process | peak memory | MB/s | slowest final PUT |\n|---|---|---|---|---|---|\n")
 	for _, s3 := range []bool{false, true} {
-		targets, err := b.pushTargets(ctx, s3)
+		targets, err := b.pushTargets(ctx, "memory", s3)
 		if err != nil {
 			return err
 		}
