@@ -27,7 +27,7 @@ Options:
   --json       print one line of JSON on standard output once the round trips are done, all else on
                standard error:
                {"appview","hold","holdDid","pds","plc","accounts":[{"handle","did","password"}]}
-  --log LEVEL  of the servers' logs, on standard error: debug, info, warn (default) or error
+  --log LEVEL  of the servers' logs, on standard error: debug, info, warn or error (default)
 
 What it starts, each on a port of its own:
   a did:plc directory and a PDS   where alice.test and bob.test have their accounts
@@ -67,7 +67,7 @@ func parseOptions(args []string) (*options, error) {
 	flags.BoolVar(&o.json, "json", false, "")
 	flags.BoolVar(&o.hello, "hello", false, "") // what the pushed image runs
 	flags.StringVar(&o.data, "data", "", "")
-	flags.StringVar(&o.log, "log", "warn", "")
+	flags.StringVar(&o.log, "log", "error", "")
 	flags.IntVar(&o.port, "port", 0, "")
 	if err := flags.Parse(args); err != nil {
 		return nil, err

@@ -56,7 +56,7 @@ func TestOnce(t *testing.T) {
 			t.Errorf("account %+v", person)
 		}
 	}
-	if res, err := http.Get(a.AppView + "/v2/"); err == nil { //nolint:noctx // nothing must be there
+	if res, err := http.Get(a.AppView + "/v2/"); err == nil {
 		_ = res.Body.Close()
 		t.Error("the AppView still answers after --once")
 	}

@@ -312,32 +312,33 @@ func TestRateLimit(t *testing.T) {
 	t.Parallel()
 	now := &clock{now: time.Now()}
 	n := startNetwork(t, func(c *Config) { c.RateLimits, c.Now = true, now.Now })
-	attempt := func(identifier string) *http.Response {
-		res, err := http.Post(n.PDSURL+"/xrpc/com.atproto.server.createSession", "application/json", //nolint:noctx // loopback
+	attempt := func(identifier string) (status int, reset string) {
+		t.Helper()
+		res, err := http.Post(n.PDSURL+"/xrpc/com.atproto.server.createSession", "application/json",
 			strings.NewReader(fmt.Sprintf(`{"identifier":%q,"password":"wrong"}`, identifier)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = res.Body.Close()
-		return res
+		return res.StatusCode, res.Header.Get("RateLimit-Reset")
 	}
-	for range sessionLimits[0].points {
-		if res := attempt("alice.test"); res.StatusCode != http.StatusUnauthorized {
-			t.Fatalf("status %d", res.StatusCode)
+	wrongPassword := func(identifier string) {
+		t.Helper()
+		if status, _ := attempt(identifier); status != http.StatusUnauthorized {
+			t.Fatalf("%s: status %d", identifier, status)
 		}
 	}
-	res := attempt("alice.test")
-	reset, err := strconv.ParseInt(res.Header.Get("RateLimit-Reset"), 10, 64)
-	if res.StatusCode != http.StatusTooManyRequests || err != nil || time.Unix(reset, 0).Before(now.Now()) {
-		t.Errorf("%d, reset %s", res.StatusCode, res.Header.Get("RateLimit-Reset"))
+	for range sessionLimits[0].points {
+		wrongPassword("alice.test")
 	}
-	if res := attempt("bob.test"); res.StatusCode != http.StatusUnauthorized {
-		t.Errorf("bob is limited with alice: %d", res.StatusCode)
+	status, reset := attempt("alice.test")
+	until, err := strconv.ParseInt(reset, 10, 64)
+	if status != http.StatusTooManyRequests || err != nil || time.Unix(until, 0).Before(now.Now()) {
+		t.Errorf("%d, reset %s", status, reset)
 	}
+	wrongPassword("bob.test") // is not limited with alice
 	now.advance(sessionLimits[0].window)
-	if res := attempt("alice.test"); res.StatusCode != http.StatusUnauthorized {
-		t.Errorf("after the window: %d", res.StatusCode)
-	}
+	wrongPassword("alice.test")
 }
 
 // Each fault must do what its name says, to the requests that it was put before, until it is removed.
