@@ -180,3 +180,18 @@ func TestParams(t *testing.T) {
 		}
 	}
 }
+
+// Would catch other schemes taken for a bearer token.
+func TestBearerToken(t *testing.T) {
+	t.Parallel()
+	for header, want := range map[string]string{
+		"": "", "Bearer a.b.c": "a.b.c", "bearer a.b.c": "a.b.c", "Bearer  a.b.c ": "a.b.c",
+		"Basic YTpi": "", "DPoP a.b.c": "", "Bearer": "", "a.b.c": "",
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Header.Set("Authorization", header)
+		if got := xrpc.BearerToken(r); got != want {
+			t.Errorf("%q: %q, want %q", header, got, want)
+		}
+	}
+}

@@ -249,7 +249,8 @@ func verifyWith(key atcrypto.PublicKey, alg string, message, signature []byte) b
 	default:
 		return false
 	}
-	return key.HashAndVerify(message, signature) == nil
+	// High-S signatures too, as PDSes may make them: nothing here takes the signature for the token's name.
+	return key.HashAndVerifyLenient(message, signature) == nil
 }
 
 // Use spends a once-only token that was verified, after its issuer was found permitted.
