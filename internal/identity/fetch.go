@@ -18,6 +18,9 @@ import (
 
 // fetchDID asks the directory or the host that the DID names.
 func (r *Resolver) fetchDID(ctx context.Context, did syntax.DID) (*Identity, error) {
+	if _, err := syntax.ParseDID(did.String()); err != nil { // it becomes a part of a URL
+		return nil, fmt.Errorf("%w: %.200q is no DID", ErrInvalid, did)
+	}
 	client, target := r.guarded, ""
 	switch did.Method() {
 	case "plc":
@@ -89,6 +92,9 @@ func (r *Resolver) fetchHandle(ctx context.Context, handle syntax.Handle) (synta
 		return did, err
 	}
 	body, err := get(ctx, r.guarded, "https://"+handle.String()+"/.well-known/atproto-did", 4096)
+	if dnsErr, ok := errors.AsType[*net.DNSError](err); ok && dnsErr.IsNotFound {
+		return "", fmt.Errorf("%w: handle %s: there is no such host", ErrNotFound, handle)
+	}
 	if err != nil {
 		return "", fmt.Errorf("handle %s: %w", handle, err)
 	}

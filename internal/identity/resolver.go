@@ -68,7 +68,19 @@ type entry[T any] struct {
 	value T
 	err   error
 	at    time.Time
+	tried time.Time // when asking again failed last: an outage must not cost each caller its wait
 }
+
+// good tells whether the entry is the answer, without asking.
+func (e entry[T]) good(now time.Time) bool {
+	if e.err != nil {
+		return now.Sub(e.at) < failureFor
+	}
+	return now.Sub(e.at) < freshFor || e.usable(now) && now.Sub(e.tried) < failureFor
+}
+
+// usable tells whether the entry is better than no answer.
+func (e entry[T]) usable(now time.Time) bool { return e.err == nil && now.Sub(e.at) < staleFor }
 
 // New makes a Resolver.
 func New(c Config) *Resolver {
@@ -104,12 +116,12 @@ func newCache[K comparable, V any]() *lru.Cache[K, V] {
 // LookupDID is the identity of did. Its Handle is not checked against the handle's own word.
 // Errors: ErrNotFound, ErrInvalid, ErrUnavailable.
 func (r *Resolver) LookupDID(ctx context.Context, did syntax.DID) (*Identity, error) {
-	return lookup(ctx, r, r.dids, did, r.fetchDID)
+	return lookup(ctx, r, r.dids, did, r.fetchDID, false)
 }
 
 // ResolveHandle is the DID that a handle leads to, one way. Errors: as LookupDID.
 func (r *Resolver) ResolveHandle(ctx context.Context, handle syntax.Handle) (syntax.DID, error) {
-	return lookup(ctx, r, r.handles, handle.Normalize(), r.fetchHandle)
+	return lookup(ctx, r, r.handles, handle.Normalize(), r.fetchHandle, false)
 }
 
 // Lookup is the identity of a handle or DID. A handle must be claimed back by the document: else
@@ -137,13 +149,13 @@ func (r *Resolver) Lookup(ctx context.Context, name syntax.AtIdentifier) (*Ident
 }
 
 // Refresh asks for a DID document again, whatever is cached; at most so often for each DID and in all.
+// What is cached stays where the answer is ErrUnavailable: a stranger's bad token must not take it away.
 // Errors: ErrUnavailable where it was asked for too often; as LookupDID.
 func (r *Resolver) Refresh(ctx context.Context, did syntax.DID) (*Identity, error) {
 	if !r.mayRefresh(did) {
 		return nil, &unavailable{errors.New("it was asked for a moment ago")}
 	}
-	r.dids.Remove(did)
-	return r.LookupDID(ctx, did)
+	return lookup(ctx, r, r.dids, did, r.fetchDID, true)
 }
 
 func (r *Resolver) mayRefresh(did syntax.DID) bool {
@@ -182,32 +194,33 @@ func (r *Resolver) RefreshSigningKey(ctx context.Context, did syntax.DID) (atcry
 }
 
 // lookup answers from the cache, or asks, once for all who want the same name. What one caller gives up
-// goes on for the others, within its own time.
+// goes on for the others, within its own time. force asks in any case, and takes no old answer.
 func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface {
 	Get(K) (entry[V], bool)
 	Add(K, entry[V]) bool
-}, name K, fetch func(context.Context, K) (V, error),
+}, name K, fetch func(context.Context, K) (V, error), force bool,
 ) (V, error) {
-	now := r.config.Now()
-	old, cached := cache.Get(name)
-	if cached && (old.err == nil && now.Sub(old.at) < freshFor || old.err != nil && now.Sub(old.at) < failureFor) {
+	if old, ok := cache.Get(name); ok && !force && old.good(r.config.Now()) {
 		return old.value, old.err
 	}
-	result := r.flight.DoChan(fmt.Sprintf("%T %s", name, name), func() (any, error) {
+	result := r.flight.DoChan(fmt.Sprintf("%T %t %s", name, force, name), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
 		defer cancel()
-		select {
-		case r.slots <- struct{}{}:
-			defer func() { <-r.slots }()
-		case <-ctx.Done():
-			return nil, &unavailable{ctx.Err()}
-		}
-		value, err := fetch(ctx, name)
-		if errors.Is(err, ErrUnavailable) && cached && old.err == nil && now.Sub(old.at) < staleFor {
+		value, err := slot(ctx, r, name, fetch)
+		old, ok := cache.Get(name)
+		now := r.config.Now()
+		if ok && old.usable(now) && errors.Is(err, ErrUnavailable) {
+			old.tried = now
+			cache.Add(name, old)
+			if force {
+				return nil, err
+			}
 			r.config.Logger.Warn("an identity is answered from an old look-up", "name", string(name), "error", err)
 			return old.value, nil
 		}
-		cache.Add(name, entry[V]{value, err, r.config.Now()})
+		if !errors.Is(err, errBusy) { // that says nothing of the name
+			cache.Add(name, entry[V]{value: value, err: err, at: now})
+		}
 		return value, err
 	})
 	select {
@@ -218,4 +231,17 @@ func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface 
 		value, _ := got.Val.(V)
 		return value, got.Err
 	}
+}
+
+var errBusy = errors.New("too many look-ups at once")
+
+// slot fetches as one of at most maxLookups.
+func slot[K ~string, V any](ctx context.Context, r *Resolver, name K, fetch func(context.Context, K) (V, error)) (value V, err error) {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	case <-ctx.Done():
+		return value, &unavailable{errBusy}
+	}
+	return fetch(ctx, name)
 }
