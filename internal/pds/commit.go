@@ -94,7 +94,7 @@ group:
 			break
 		}
 		for i := range q.writes {
-			if n > 0 && paths[q.writes[i].path()] {
+			if w := &q.writes[i]; n > 0 && w.Rkey != "" && paths[w.path()] { // one that is yet to be given a key is new
 				break group
 			}
 		}
@@ -184,8 +184,13 @@ func (r *Repo) planRequest(q *request, pending map[string]cid.Cid) ([]Op, error)
 		return nil, fmt.Errorf("%w: the head is %s", ErrInvalidSwap, r.head.CID)
 	}
 	for i := range q.writes {
-		if w := &q.writes[i]; w.Rkey == "" {
+		w := &q.writes[i]
+		if w.Rkey == "" {
 			w.Rkey = syntax.RecordKey(r.nextRkey())
+		}
+		// Asked again by the transaction, where it would be the error of all who share the commit.
+		if err := r.checkBlobs(q.ctx, r.host.db.Reader(), w); err != nil {
+			return nil, err
 		}
 	}
 	ops, err := plan(r.tree, pending, q.writes)
@@ -339,19 +344,29 @@ func (r *Repo) store(ctx context.Context, tx *sql.Tx, ops []Op, writes []encoded
 	return nil
 }
 
+// checkBlobs tells whether all blobs that a record names are here.
+func (r *Repo) checkBlobs(ctx context.Context, q queryer, w *encoded) error {
+	for _, b := range w.blobs {
+		var one int
+		err := q.QueryRowContext(ctx, `SELECT 1 FROM atblob WHERE did = ? AND cid = ?`, r.did.String(), b.Ref.String()).Scan(&one)
+		if errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("%w: %s names %s; upload it first", ErrBlobNotFound, w.path(), b.Ref)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // refer notes which blobs a record names; all must be here.
 func (r *Repo) refer(ctx context.Context, tx *sql.Tx, w *encoded) error {
+	if err := r.checkBlobs(ctx, tx, w); err != nil {
+		return err
+	}
 	for _, b := range w.blobs {
-		c := b.Ref.String()
-		var one int
-		err := tx.QueryRowContext(ctx, `SELECT 1 FROM atblob WHERE did = ? AND cid = ?`, r.did.String(), c).Scan(&one)
-		if errors.Is(err, sql.ErrNoRows) {
-			return fmt.Errorf("%w: %s names %s; upload it first", ErrBlobNotFound, w.path(), c)
-		}
-		if err == nil {
-			_, err = tx.ExecContext(ctx, `INSERT OR IGNORE INTO atblob_ref (did, cid, collection, rkey) VALUES (?, ?, ?, ?)`,
-				r.did.String(), c, w.Collection.String(), w.Rkey.String())
-		}
+		_, err := tx.ExecContext(ctx, `INSERT OR IGNORE INTO atblob_ref (did, cid, collection, rkey) VALUES (?, ?, ?, ?)`,
+			r.did.String(), b.Ref.String(), w.Collection.String(), w.Rkey.String())
 		if err != nil {
 			return err
 		}

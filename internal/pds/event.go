@@ -212,10 +212,11 @@ func (e *events) bounds(ctx context.Context) (first, last int64, err error) {
 	return first, last, err
 }
 
-// Prune deletes events older than KeepEvents, a bounded number a call.
+// Prune deletes events older than KeepEvents, a bounded number a call. The newest stays, however old: it
+// says where the sequence stands, and a relay that comes back with it must not be told that it is ahead.
 func (h *Host) Prune(ctx context.Context) error {
 	return h.db.Write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `DELETE FROM event WHERE seq IN (SELECT seq FROM event WHERE time < ? ORDER BY seq LIMIT 5000)`,
+		_, err := tx.ExecContext(ctx, `DELETE FROM event WHERE seq IN (SELECT seq FROM event WHERE time < ? AND seq < (SELECT max(seq) FROM event) ORDER BY seq LIMIT 5000)`,
 			h.now().Add(-KeepEvents).UnixMilli())
 		return err
 	})

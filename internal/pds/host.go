@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,7 +72,9 @@ type Host struct {
 	now    func() time.Time
 	events *events
 
-	subscribers atomic.Int64 // for the cap
+	subscribers atomic.Int64  // for the cap
+	exports     atomic.Int64  // downloads of whole repos, for theirs
+	spooling    chan struct{} // a token for each export that reads the database
 
 	mu    sync.RWMutex
 	repos map[syntax.DID]*Repo
@@ -111,7 +114,7 @@ func Open(ctx context.Context, c Config) (*Host, error) {
 	if err := c.DB.Migrate(ctx, "pds", migrations); err != nil {
 		return nil, err
 	}
-	h := &Host{config: c, db: c.DB, log: c.Logger, now: c.Now, repos: map[syntax.DID]*Repo{}}
+	h := &Host{config: c, db: c.DB, log: c.Logger, now: c.Now, spooling: make(chan struct{}, maxSpooling), repos: map[syntax.DID]*Repo{}}
 	var err error
 	h.events, err = openEvents(ctx, c.DB)
 	return h, err
@@ -178,7 +181,7 @@ func (h *Host) repoBy(name string) (*Repo, error) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	for _, r := range h.repos {
-		if r.handle != "" && r.handle == name {
+		if r.handle != "" && strings.EqualFold(r.handle, name) {
 			return r, nil
 		}
 	}

@@ -30,20 +30,26 @@ const (
 
 // world is a host with one repo, and what it takes to open it again.
 type world struct {
-	path string
-	key  *atcrypto.PrivateKeyK256
-	db   *sqldb.DB
-	host *pds.Host
-	repo *pds.Repo
+	path   string
+	key    *atcrypto.PrivateKeyK256
+	config pds.Config
+	db     *sqldb.DB
+	host   *pds.Host
+	repo   *pds.Repo
 }
 
 func newWorld(t testing.TB) *world {
+	t.Helper()
+	return newWorldWith(t, pds.Config{})
+}
+
+func newWorldWith(t testing.TB, config pds.Config) *world {
 	t.Helper()
 	key, err := atcrypto.GeneratePrivateKeyK256()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{path: filepath.Join(t.TempDir(), "db.sqlite3"), key: key}
+	w := &world{path: filepath.Join(t.TempDir(), "db.sqlite3"), key: key, config: config}
 	w.open(t)
 	t.Cleanup(func() { _ = w.db.Close() })
 	return w
@@ -55,7 +61,8 @@ func (w *world) open(t testing.TB) {
 	if w.db, err = sqldb.Open(context.Background(), w.path); err != nil {
 		t.Fatal(err)
 	}
-	if w.host, err = pds.Open(t.Context(), pds.Config{DB: w.db}); err != nil {
+	w.config.DB = w.db
+	if w.host, err = pds.Open(t.Context(), w.config); err != nil {
 		t.Fatal(err)
 	}
 	if w.repo, err = w.host.AddRepo(t.Context(), did, w.key, "hold.example"); err != nil {

@@ -164,8 +164,11 @@ func (h *Host) uploadBlob(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBlobBytes))
-	if err != nil {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return err
+	}
+	if err != nil {
+		return xrpc.InvalidRequest("the request body could not be read")
 	}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil {

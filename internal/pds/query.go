@@ -225,19 +225,6 @@ func (h *Host) listRepos(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// getRepo streams the whole repo. `since` is allowed to be answered with all of it.
-func (h *Host) getRepo(w http.ResponseWriter, r *http.Request) error {
-	repo, err := h.repoParam(r, "did")
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/vnd.ipld.car")
-	if r.Method == http.MethodHead {
-		return nil
-	}
-	return repo.Export(r.Context(), w)
-}
-
 // GetBlobHandler serves an atproto blob by its CID, so that no browser takes it for a page of this host.
 func (h *Host) GetBlobHandler(w http.ResponseWriter, r *http.Request) error {
 	return translated(h.getBlob)(w, r)
