@@ -28,6 +28,10 @@ type site struct {
 	server *httptest.Server
 }
 
+func adapter() *httpx.Adapter {
+	return &httpx.Adapter{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+}
+
 // newSite authorises writes by the header of the same name, and has a clock for those who want it.
 func newSite(t testing.TB, config pds.Config) *site {
 	t.Helper()
@@ -39,7 +43,7 @@ func newSite(t testing.TB, config pds.Config) *site {
 		return nil
 	}
 	config.ServerDID, config.Domains = did, []string{".hold.example"}
-	config.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	config.Logger = adapter().Logger
 	config.Authorise = func(_ context.Context, r *http.Request, _ string, _ *pds.Repo, writes []pds.Write) error {
 		for _, w := range writes {
 			if w.Collection == "com.example.forbidden" {
@@ -50,8 +54,7 @@ func newSite(t testing.TB, config pds.Config) *site {
 	}
 	config.AuthoriseBlob = func(_ context.Context, r *http.Request) (*pds.Repo, error) { return s.repo, permit(r) }
 	s.world = newWorldWith(t, config)
-	adapter := &httpx.Adapter{Logger: config.Logger}
-	s.server = httptest.NewServer(pds.Serve(adapter, s.host.Routes()))
+	s.server = httptest.NewServer(pds.Serve(adapter(), s.host.Routes()))
 	t.Cleanup(s.server.Close)
 	t.Cleanup(s.host.Close) // first: a subscription would hold the server up
 	return s

@@ -68,6 +68,9 @@ func encode(w Write) (encoded, error) {
 	if err := checkJSONDepth(w.Value); err != nil {
 		return e, err
 	}
+	if !bytes.HasPrefix(bytes.TrimLeft(w.Value, " \t\r\n"), []byte("{")) {
+		return e, fmt.Errorf("%w: a record is a JSON object", ErrInvalidRecord) // the decoder takes null for an empty one
+	}
 	data, err := atdata.UnmarshalJSON(w.Value)
 	if err != nil {
 		return e, fmt.Errorf("%w: %w", ErrInvalidRecord, err)
