@@ -229,7 +229,8 @@ func (r *Repo) commit(ctx context.Context, ops []Op, writes []encoded) (Head, er
 	if err != nil {
 		return Head{}, fmt.Errorf("tree: %w", err)
 	}
-	head, err := r.sign(root, r.nextRev(r.head.Rev))
+	// After every key that was given, so that the next start knows by the head which keys were.
+	head, err := r.sign(root, r.nextRev(max(r.head.Rev, r.lastRkey)))
 	if err != nil {
 		return Head{}, err
 	}
