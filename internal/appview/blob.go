@@ -3,6 +3,7 @@ package appview
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/url"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -29,6 +30,10 @@ func (b *blobs) Stat(ctx context.Context, c registry.Caller, name oci.Name, d oc
 	}
 	if c.Push && c.Subject == of.DID.String() {
 		size, _, err := b.statForPush(ctx, c, of, name, d)
+		if e, ok := errors.AsType[*oci.Error](err); ok && e.HTTPStatus() == http.StatusForbidden {
+			// A HEAD has no body to say it in: the POST that follows says what to do.
+			return 0, &oci.Error{Code: oci.CodeBlobUnknown, Message: e.Message, Err: err}
+		}
 		return size, err
 	}
 	at, err := b.placed(ctx, of, name, d)

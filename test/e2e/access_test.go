@@ -91,8 +91,10 @@ func TestAccess(t *testing.T) {
 
 	// alice chooses bob's hold, where she is not crew: refused, with what to do.
 	putProfile(t, n, n.alice, n.privateDID)
+	tries := 0 // each to a new repository: a client pushes nothing that is there
 	waitUntil(t, "alice's push to bob's hold is refused", func() bool {
-		out, err = push(alice, "alice.test/three:1.0")
+		tries++
+		out, err = push(alice, fmt.Sprintf("alice.test/three%d:1.0", tries))
 		return err != nil
 	})
 	if !strings.Contains(out, "crew") {
@@ -126,8 +128,8 @@ func TestBytes(t *testing.T) {
 
 			// The hold is killed in the middle of an upload.
 			location = startUpload(t, base, token)
-			body, started := newStall(blob[:10<<20])
 			ctx, cancel := context.WithCancel(t.Context())
+			body, started := newStall(ctx, blob[:10<<20])
 			sent := make(chan error, 1)
 			go func() {
 				req, err := http.NewRequestWithContext(ctx, http.MethodPatch, location, body)
@@ -155,21 +157,23 @@ func TestBytes(t *testing.T) {
 	}
 }
 
-// stall is a body that gives its bytes and then waits for the end of the world.
+// stall is a body that gives its bytes, says so, and then waits for the end of ctx.
 type stall struct {
+	ctx     context.Context
 	rest    []byte
 	started chan struct{}
 }
 
-func newStall(b []byte) (io.Reader, <-chan struct{}) {
-	s := &stall{rest: b, started: make(chan struct{})}
+func newStall(ctx context.Context, b []byte) (io.Reader, <-chan struct{}) {
+	s := &stall{ctx: ctx, rest: b, started: make(chan struct{})}
 	return s, s.started
 }
 
 func (s *stall) Read(p []byte) (int, error) {
 	if len(s.rest) == 0 {
 		close(s.started)
-		select {}
+		<-s.ctx.Done()
+		return 0, s.ctx.Err()
 	}
 	n := copy(p, s.rest)
 	s.rest = s.rest[n:]
@@ -333,5 +337,5 @@ func waitUntil(t *testing.T, what string, done func() bool) {
 		}
 		pause(t)
 	}
-	t.Fatal(fmt.Sprintf("in vain: %s", what))
+	t.Fatalf("in vain: %s", what)
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -22,6 +23,12 @@ type testImage struct {
 	layout string   // folder
 	digest string   // of the manifest or index
 	blobs  []string // every sha256, hex, manifests included, sorted by the file system
+}
+
+// without is the image less one blob.
+func (i testImage) without(digest string) testImage {
+	i.blobs = slices.DeleteFunc(slices.Clone(i.blobs), func(d string) bool { return "sha256:"+d == digest })
+	return i
 }
 
 // newImage makes a single-platform image of three layers, 12 MB in all.
