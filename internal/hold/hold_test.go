@@ -154,15 +154,6 @@ func (a answer) errorName() string {
 	return e.Error
 }
 
-// ociCode is the OCI error code of an answer.
-func (a answer) ociCode() string {
-	var e struct{ Errors []struct{ Code string } }
-	if json.Unmarshal([]byte(a.body), &e) != nil || len(e.Errors) == 0 {
-		return ""
-	}
-	return e.Errors[0].Code
-}
-
 func (s *server) send(t *testing.T, method, url, token string, body io.Reader, header ...string) answer {
 	t.Helper()
 	if strings.HasPrefix(url, "/") {

@@ -97,7 +97,7 @@ func TestDirectoryAnswers(t *testing.T) {
 		"500":      {status(500), ErrUnavailable},
 		"502":      {status(502), ErrUnavailable},
 		"204":      {status(204), ErrInvalid},
-		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, 302) }, ErrInvalid},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, http.StatusFound) }, ErrInvalid},
 		"cut off":  {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, ErrUnavailable},
 		"cut off later": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "9")

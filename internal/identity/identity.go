@@ -18,13 +18,13 @@ import (
 )
 
 var (
-	// ErrNotFound: there is no such handle or DID.
+	// ErrNotFound says: there is no such handle or DID.
 	ErrNotFound = errors.New("there is no such identity")
-	// ErrUnavailable: it could not be found out now. Such an error also says Temporary() true.
+	// ErrUnavailable says: it could not be found out now. Such an error also says Temporary() true.
 	ErrUnavailable = errors.New("the identity cannot be resolved right now")
-	// ErrInvalid: the answer is not well formed, or of another.
+	// ErrInvalid says: the answer is not well formed, or of another.
 	ErrInvalid = errors.New("the identity is not valid")
-	// ErrHandleMismatch: the handle leads to a DID whose document does not claim it.
+	// ErrHandleMismatch says: the handle leads to a DID whose document does not claim it.
 	ErrHandleMismatch = errors.New("the handle is not claimed by the DID that it leads to")
 )
 

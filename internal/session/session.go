@@ -24,15 +24,15 @@ import (
 )
 
 var (
-	// ErrWrongPassword: the PDS does not know the account with that password.
+	// ErrWrongPassword says: the PDS does not know the account with that password.
 	ErrWrongPassword = errors.New("wrong handle or app password")
-	// ErrMainPassword: the password is the account's main one, which opens more than a registry needs.
+	// ErrMainPassword says: the password is the account's main one, which opens more than a registry needs.
 	ErrMainPassword = errors.New("that is the account's main password; make an app password and use that")
-	// ErrCodeNeeded: the PDS wants a code from an e-mail, which it does for main passwords alone.
+	// ErrCodeNeeded says: the PDS wants a code from an e-mail, which it does for main passwords alone.
 	ErrCodeNeeded = errors.New("that password needs a sign-in code; make an app password and use that")
-	// ErrRefused: the PDS knows the password and refuses the account all the same.
+	// ErrRefused says: the PDS knows the password and refuses the account all the same.
 	ErrRefused = errors.New("the PDS refuses this account")
-	// ErrGone: the session was ended or revoked; its person signs in again.
+	// ErrGone says: the session was ended or revoked; its person signs in again.
 	ErrGone = errors.New("the session has ended")
 )
 

@@ -28,39 +28,39 @@ import (
 
 // The errors that callers translate. Storage errors (blobstore.ErrNoSpace above all) pass as they are.
 var (
-	// ErrUnknown: no such upload, or somebody else's: the two are not told apart.
+	// ErrUnknown says: no such upload, or somebody else's: the two are not told apart.
 	ErrUnknown = errors.New("no such upload")
-	// ErrRange: the bytes do not begin where the upload stands; the error is a *RangeError.
+	// ErrRange says: the bytes do not begin where the upload stands; the error is a *RangeError.
 	ErrRange = errors.New("the bytes do not begin where the upload stands")
-	// ErrDigestMismatch: the bytes have another digest than the one named; they were thrown away.
+	// ErrDigestMismatch says: the bytes have another digest than the one named; they were thrown away.
 	ErrDigestMismatch = errors.New("the bytes do not have that digest")
-	// ErrAlgorithm: the digest's algorithm was not announced and the upload is too large to be read again.
+	// ErrAlgorithm says: the digest's algorithm was not announced and the upload is too large to be read again.
 	ErrAlgorithm = errors.New("the digest algorithm was not announced")
-	// ErrMissingParts: the parts named at completion are not those that arrived.
+	// ErrMissingParts says: the parts named at completion are not those that arrived.
 	ErrMissingParts = errors.New("the parts named are not those that arrived")
-	// ErrPartNumber: a part number that cannot be taken (now); mostly a *PartNumberError.
+	// ErrPartNumber says: a part number that cannot be taken (now); mostly a *PartNumberError.
 	ErrPartNumber = errors.New("the part number cannot be taken")
-	// ErrPartDiffers: a part was sent again with other bytes.
+	// ErrPartDiffers says: a part was sent again with other bytes.
 	ErrPartDiffers = errors.New("the part was sent before with other bytes")
-	// ErrMixed: an upload goes by its URL, by parts, or by presigned parts, never by two of them.
+	// ErrMixed says: an upload goes by its URL, by parts, or by presigned parts, never by two of them.
 	ErrMixed = errors.New("the upload was begun in another way")
-	// ErrNoPresign: the storage cannot take parts directly, or must not.
+	// ErrNoPresign says: the storage cannot take parts directly, or must not.
 	ErrNoPresign = errors.New("the storage takes no presigned parts")
-	// ErrQuota: the hook refused more bytes; the upload is gone.
+	// ErrQuota says: the hook refused more bytes; the upload is gone.
 	ErrQuota = errors.New("the quota is used up")
-	// ErrTooLarge: more than Config.MaxBlobBytes; the upload is gone.
+	// ErrTooLarge says: more than Config.MaxBlobBytes; the upload is gone.
 	ErrTooLarge = errors.New("the blob is too large")
-	// ErrTooManyOpen: too many unfinished uploads, of this owner or in all.
+	// ErrTooManyOpen says: too many unfinished uploads, of this owner or in all.
 	ErrTooManyOpen = errors.New("too many uploads are open")
-	// ErrBusy: the upload is being written to by another request.
+	// ErrBusy says: the upload is being written to by another request.
 	ErrBusy = errors.New("the upload is busy")
-	// ErrInvalid: options that Begin does not take.
+	// ErrInvalid says: options that Begin does not take.
 	ErrInvalid = errors.New("the upload cannot be begun so")
-	// ErrBrokenOff: the body ended with an error, which is wrapped; what came before it is kept.
+	// ErrBrokenOff says: the body ended with an error, which is wrapped; what came before it is kept.
 	ErrBrokenOff = errors.New("the bytes broke off")
-	// ErrClosed: the hold is stopping; the upload can be resumed after its restart.
+	// ErrClosed says: the hold is stopping; the upload can be resumed after its restart.
 	ErrClosed = errors.New("the hold is stopping")
-	// ErrNoBlob: the index has no such blob that this viewer may see.
+	// ErrNoBlob says: the index has no such blob that this viewer may see.
 	ErrNoBlob = errors.New("no such blob")
 )
 

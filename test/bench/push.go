@@ -70,16 +70,9 @@ func push(ctx context.Context, b begin, l *layer, authorization string) (pushed,
 	if err != nil {
 		return pushed{}, err
 	}
-	res, err := send(ctx, http.MethodPatch, target, io.NopCloser(l.reader()), authorization, http.StatusAccepted, http.StatusNoContent)
+	target, err = send(ctx, http.MethodPatch, target, io.NopCloser(l.reader()), authorization, http.StatusAccepted)
 	if err != nil {
 		return pushed{}, err
-	}
-	if location := res.Header.Get("Location"); location != "" {
-		next, err := res.Request.URL.Parse(location)
-		if err != nil {
-			return pushed{}, err
-		}
-		target = next.String()
 	}
 	last := time.Now()
 	separator := "?"
@@ -95,22 +88,15 @@ func push(ctx context.Context, b begin, l *layer, authorization string) (pushed,
 // registryUpload is begin by the distribution API.
 func registryUpload(base, repository, authorization string) begin {
 	return func(ctx context.Context) (string, error) {
-		res, err := send(ctx, http.MethodPost, base+"/v2/"+repository+"/blobs/uploads/", nil, authorization, http.StatusAccepted)
-		if err != nil {
-			return "", err
-		}
-		u, err := res.Request.URL.Parse(res.Header.Get("Location"))
-		if err != nil {
-			return "", err
-		}
-		return u.String(), nil
+		return send(ctx, http.MethodPost, base+"/v2/"+repository+"/blobs/uploads/", nil, authorization, http.StatusAccepted)
 	}
 }
 
-func send(ctx context.Context, method, target string, body io.Reader, authorization string, want ...int) (*http.Response, error) {
+// send returns the answer's Location, whole.
+func send(ctx context.Context, method, target string, body io.Reader, authorization string, want int) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
@@ -120,19 +106,20 @@ func send(ctx context.Context, method, target string, body io.Reader, authorizat
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, 4096))
-	err = errors.Join(err, res.Body.Close())
+	if err := errors.Join(err, res.Body.Close()); err != nil {
+		return "", err
+	}
+	if res.StatusCode != want {
+		return "", fmt.Errorf("%s %s: %s: %s", method, req.URL.Path, res.Status, text)
+	}
+	location, err := req.URL.Parse(res.Header.Get("Location"))
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	for _, status := range want {
-		if res.StatusCode == status {
-			return res, nil
-		}
-	}
-	return nil, fmt.Errorf("%s %s: %s: %s", method, req.URL.Path, res.Status, text)
+	return location.String(), nil
 }
 
 // parallel runs n pushes at once and returns the time of all and the slowest final PUT.

@@ -145,7 +145,9 @@ func TestBytes(t *testing.T) {
 			<-started
 			n.public.kill(syscall.SIGKILL)
 			cancel()
-			<-sent
+			if err := <-sent; err == nil {
+				t.Error("the upload was answered though its hold was killed")
+			}
 			n.public.start(t, "/xrpc/_health")
 			location = startUpload(t, base, token)
 			do(t, http.MethodPatch, location, token, bytes.NewReader(blob), http.StatusAccepted)
@@ -203,15 +205,11 @@ func registryToken(t *testing.T, n *network, a components.Account, scope string)
 
 func startUpload(t *testing.T, base, token string) string {
 	t.Helper()
-	res := do(t, http.MethodPost, base+"uploads/", token, nil, http.StatusAccepted)
-	location, err := res.Request.URL.Parse(res.Header.Get("Location"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return location.String()
+	return do(t, http.MethodPost, base+"uploads/", token, nil, http.StatusAccepted)
 }
 
-func do(t *testing.T, method, url, token string, body io.Reader, want int) *http.Response {
+// do sends a request that must be answered with want, and returns the answer's Location, whole.
+func do(t *testing.T, method, url, token string, body io.Reader, want int) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
 	if err != nil {
@@ -229,7 +227,11 @@ func do(t *testing.T, method, url, token string, body io.Reader, want int) *http
 	if res.StatusCode != want {
 		t.Fatalf("%s %s: %s, want %d: %s", method, req.URL.Path, res.Status, want, text)
 	}
-	return res
+	location, err := req.URL.Parse(res.Header.Get("Location"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return location.String()
 }
 
 // xrpcAs calls the PDS with an account's main password, as a person's own client would.
