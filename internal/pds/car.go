@@ -9,13 +9,17 @@ import (
 	"atcr.io/internal/pds/tree"
 )
 
-// writeCARHeader begins a CAR v1 with one root.
+// writeCARHeader begins a CAR v1 with one root, or none: then the blocks are of no one tree.
 //
 // Source: https://ipld.io/specs/transport/car/carv1/
 func writeCARHeader(w io.Writer, root cid.Cid) error {
-	raw := root.Bytes()
 	// {"roots": [CID], "version": 1} in DAG-CBOR; a CID is tag 42 over its bytes behind a zero.
-	header := append([]byte{0xa2, 0x65, 'r', 'o', 'o', 't', 's', 0x81, 0xd8, 0x2a, 0x58, byte(len(raw) + 1), 0x00}, raw...)
+	header := []byte{0xa2, 0x65, 'r', 'o', 'o', 't', 's', 0x80}
+	if root.Defined() {
+		header[len(header)-1] = 0x81
+		header = append(header, 0xd8, 0x2a, 0x58, byte(root.ByteLen()+1), 0x00)
+		header = append(header, root.Bytes()...)
+	}
 	header = append(header, 0x67, 'v', 'e', 'r', 's', 'i', 'o', 'n', 0x01)
 	if _, err := w.Write(binary.AppendUvarint(nil, uint64(len(header)))); err != nil {
 		return err

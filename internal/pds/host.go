@@ -28,19 +28,19 @@ import (
 
 // The errors that callers translate.
 var (
-	// ErrRepoNotFound: this host has no such repo.
+	// ErrRepoNotFound says: this host has no such repo.
 	ErrRepoNotFound = errors.New("no such repo")
-	// ErrRecordNotFound: the repo has no such record.
+	// ErrRecordNotFound says: the repo has no such record.
 	ErrRecordNotFound = errors.New("no such record")
-	// ErrRecordExists: a create of a record that is there.
+	// ErrRecordExists says: a create of a record that is there.
 	ErrRecordExists = errors.New("the record exists already")
-	// ErrInvalidSwap: what a swap compared with is not what is there.
+	// ErrInvalidSwap says: what a swap compared with is not what is there.
 	ErrInvalidSwap = errors.New("the record or commit to be swapped is another")
-	// ErrInvalidRecord: a record, path or batch that is not well formed. Its text is for the caller.
+	// ErrInvalidRecord says: a record, path or batch that is not well formed. Its text is for the caller.
 	ErrInvalidRecord = errors.New("invalid record")
-	// ErrBlobNotFound: the repo has no such blob.
+	// ErrBlobNotFound says: the repo has no such blob.
 	ErrBlobNotFound = errors.New("no such blob")
-	// ErrCorrupt: the records in the database are not those that the head was signed over.
+	// ErrCorrupt says: the records in the database are not those that the head was signed over.
 	ErrCorrupt = errors.New("the repo in the database is damaged")
 )
 

@@ -93,27 +93,37 @@ func collectionParam(r *http.Request) (syntax.NSID, error) {
 	return nsid, nil
 }
 
+// recordParams is the record that a request names.
+func recordParams(r *http.Request) (syntax.NSID, syntax.RecordKey, error) {
+	collection, err := collectionParam(r)
+	if err != nil {
+		return "", "", err
+	}
+	v, err := xrpc.RequiredParam(r, "rkey")
+	if err != nil {
+		return "", "", err
+	}
+	rkey, err := syntax.ParseRecordKey(v)
+	if err != nil {
+		return "", "", xrpc.InvalidRequest("parameter \"rkey\" is not a record key")
+	}
+	return collection, rkey, nil
+}
+
 func (h *Host) getRecord(w http.ResponseWriter, r *http.Request) error {
 	repo, err := h.repoParam(r, "repo")
 	if err != nil {
 		return err
 	}
-	collection, err := collectionParam(r)
+	collection, rkey, err := recordParams(r)
 	if err != nil {
 		return err
-	}
-	rkey, err := xrpc.RequiredParam(r, "rkey")
-	if err != nil {
-		return err
-	}
-	if _, err := syntax.ParseRecordKey(rkey); err != nil {
-		return xrpc.InvalidRequest("parameter \"rkey\" is not a record key")
 	}
 	want, err := xrpc.Param(r, "cid")
 	if err != nil {
 		return err
 	}
-	record, err := repo.GetRecord(r.Context(), collection, syntax.RecordKey(rkey))
+	record, err := repo.GetRecord(r.Context(), collection, rkey)
 	if err != nil {
 		return err
 	}
@@ -220,6 +230,38 @@ func (h *Host) listRepos(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		out.Repos = append(out.Repos, map[string]any{"did": repo.did, "head": head.CID.String(), "rev": head.Rev, "active": true})
+	}
+	xrpc.WriteJSON(w, http.StatusOK, out)
+	return nil
+}
+
+func (h *Host) listBlobs(w http.ResponseWriter, r *http.Request) error {
+	repo, err := h.repoParam(r, "did")
+	if err != nil {
+		return err
+	}
+	limit, err := xrpc.IntParam(r, "limit", 500, 1, 1000)
+	if err != nil {
+		return err
+	}
+	cursor, err := xrpc.Param(r, "cursor")
+	if err != nil {
+		return err
+	}
+	since, err := xrpc.Param(r, "since")
+	if err != nil {
+		return err
+	}
+	cids, err := repo.ListBlobs(r.Context(), since, cursor, limit)
+	if err != nil {
+		return err
+	}
+	out := struct {
+		Cursor string   `json:"cursor,omitempty"`
+		CIDs   []string `json:"cids"`
+	}{CIDs: cids}
+	if len(cids) == limit {
+		out.Cursor = cids[limit-1]
 	}
 	xrpc.WriteJSON(w, http.StatusOK, out)
 	return nil

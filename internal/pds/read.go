@@ -93,54 +93,138 @@ func (r *Repo) Collections(ctx context.Context) ([]string, error) {
 // Export writes the whole repo at its head as a CAR: the commit, then nodes and records in pre-order. Only
 // what can be reached from the head is in it. It reads one snapshot; writers go on.
 func (r *Repo) Export(ctx context.Context, w io.Writer) error {
+	return r.snapshot(ctx, func(s *snapshot) error {
+		return s.write(ctx, w, s.head.CID, func(cid.Cid) bool { return true })
+	})
+}
+
+// snapshot is a repo at its head, whole.
+type snapshot struct {
+	tx   *sql.Tx
+	did  syntax.DID
+	head Head
+	tree *tree.Tree
+}
+
+func (r *Repo) snapshot(ctx context.Context, fn func(*snapshot) error) error {
 	tx, err := r.host.db.Reader().BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	head, err := readHead(ctx, tx, r.did)
+	s := &snapshot{tx: tx, did: r.did}
+	if s.head, err = readHead(ctx, tx, r.did); err != nil {
+		return err
+	}
+	if s.tree, err = loadTree(ctx, tx, r.did); err != nil {
+		return err
+	}
+	root, err := s.tree.Root()
 	if err != nil {
 		return err
 	}
-	t, err := loadTree(ctx, tx, r.did)
-	if err != nil {
-		return err
-	}
-	root, err := t.Root()
-	if err != nil {
-		return err
-	}
-	if root != head.Data {
+	if root != s.head.Data {
 		return fmt.Errorf("%w: the records do not make the head's tree", ErrCorrupt)
 	}
+	return fn(s)
+}
+
+// write makes a CAR of the blocks that are wanted, each once.
+func (s *snapshot) write(ctx context.Context, w io.Writer, root cid.Cid, want func(cid.Cid) bool) error {
 	out := bufio.NewWriterSize(w, 64<<10)
-	if err := errors.Join(writeCARHeader(out, head.CID), writeCARBlock(out, tree.Block{CID: head.CID, Data: head.block})); err != nil {
+	if err := writeCARHeader(out, root); err != nil {
 		return err
 	}
-	value, err := tx.PrepareContext(ctx, `SELECT value FROM record WHERE did = ? AND collection = ? AND rkey = ?`)
+	value, err := s.tx.PrepareContext(ctx, `SELECT value FROM record WHERE did = ? AND collection = ? AND rkey = ?`)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = value.Close() }()
 	seen := cid.NewSet() // equal records share a block
-	err = t.Walk(
-		func(b tree.Block) error { return writeCARBlock(out, b) },
-		func(path string, c cid.Cid) error {
-			if !seen.Visit(c) {
-				return nil
-			}
-			collection, rkey, err := syntax.ParseRepoPath(path)
-			if err != nil {
-				return fmt.Errorf("%w: %w", ErrCorrupt, err)
-			}
-			b := tree.Block{CID: c}
-			if err := value.QueryRowContext(ctx, r.did.String(), collection.String(), rkey.String()).Scan(&b.Data); err != nil {
-				return err
-			}
-			return writeCARBlock(out, b)
-		})
-	if err != nil {
+	node := func(b tree.Block) error {
+		if !want(b.CID) {
+			return nil
+		}
+		return writeCARBlock(out, b)
+	}
+	record := func(path string, c cid.Cid) error {
+		if !want(c) || !seen.Visit(c) {
+			return nil
+		}
+		collection, rkey, err := syntax.ParseRepoPath(path)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+		b := tree.Block{CID: c}
+		if err := value.QueryRowContext(ctx, s.did.String(), collection.String(), rkey.String()).Scan(&b.Data); err != nil {
+			return err
+		}
+		return writeCARBlock(out, b)
+	}
+	if err := node(tree.Block{CID: s.head.CID, Data: s.head.block}); err != nil {
+		return err
+	}
+	if err := s.tree.Walk(node, record); err != nil {
 		return err
 	}
 	return out.Flush()
+}
+
+// Proof writes a CAR with the commit, the nodes that lead to a record's place, and the record where there
+// is one.
+func (r *Repo) Proof(ctx context.Context, w io.Writer, collection syntax.NSID, rkey syntax.RecordKey) error {
+	// Who commits owns the tree, so that is who this becomes, for a moment.
+	select {
+	case r.queue <- struct{}{}:
+		defer func() { <-r.queue }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := r.ensureTree(ctx); err != nil {
+		return err
+	}
+	nodes, err := r.tree.Proof(collection.String() + "/" + rkey.String())
+	if err != nil {
+		return err
+	}
+	blocks := append([]tree.Block{{CID: r.head.CID, Data: r.head.block}}, nodes...)
+	var raw, value []byte
+	err = r.host.db.Reader().QueryRowContext(ctx, `SELECT cid, value FROM record WHERE did = ? AND collection = ? AND rkey = ?`,
+		r.did.String(), collection.String(), rkey.String()).Scan(&raw, &value)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if err == nil {
+		c, err := cid.Cast(raw)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+		blocks = append(blocks, tree.Block{CID: c, Data: value})
+	}
+	err = writeCARHeader(w, r.head.CID)
+	for _, b := range blocks {
+		err = errors.Join(err, writeCARBlock(w, b))
+	}
+	return err
+}
+
+// ListBlobs are the CIDs of up to limit blobs that records name, behind cursor (a CID, "" for the beginning),
+// where since is not "" only those of records that changed after that rev.
+func (r *Repo) ListBlobs(ctx context.Context, since, cursor string, limit int) ([]string, error) {
+	rows, err := r.host.db.Reader().QueryContext(ctx, `SELECT DISTINCT atblob_ref.cid FROM atblob_ref
+		JOIN record USING (did, collection, rkey) WHERE did = ? AND atblob_ref.cid > ? AND rev > ? ORDER BY atblob_ref.cid LIMIT ?`,
+		r.did.String(), cursor, since, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := []string{}
+	for rows.Next() {
+		var c string
+		if err := rows.Scan(&c); err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, rows.Err()
 }

@@ -91,6 +91,35 @@ func (t *Tree) Walk(node func(Block) error, record func(path string, c cid.Cid) 
 	return walk(t.t.Root, node, record)
 }
 
+// Proof is the nodes from the root down to where path is or would be: with them anybody can see whether the
+// root has it. The tree must be whole and clean.
+func (t *Tree) Proof(path string) ([]Block, error) {
+	var out []Block
+	for n := t.t.Root; n != nil; {
+		data := n.NodeData()
+		raw, c, err := data.Bytes()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Block{CID: *c, Data: raw})
+		var next *mst.Node
+		for i := range n.Entries {
+			e := &n.Entries[i]
+			if e.IsValue() && string(e.Key) == path {
+				return out, nil
+			}
+			if e.IsValue() && string(e.Key) > path {
+				break
+			}
+			if next = e.Child; e.IsChild() && next == nil {
+				return nil, mst.ErrPartialTree
+			}
+		}
+		n = next
+	}
+	return out, nil
+}
+
 func walk(n *mst.Node, node func(Block) error, record func(string, cid.Cid) error) error {
 	data := n.NodeData()
 	raw, c, err := data.Bytes()
