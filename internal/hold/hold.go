@@ -163,7 +163,7 @@ func (h *Hold) openRepo(ctx context.Context) error {
 	if h.repo, err = h.host.AddRepo(ctx, h.did, key, handle); err != nil {
 		return err
 	}
-	if err := h.settle(ctx); err != nil {
+	if err := errors.Join(h.settle(ctx), h.introduce(ctx)); err != nil {
 		return err
 	}
 	h.roster = &roster{repo: h.repo}
