@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime/debug"
 
 	comatproto "github.com/bluesky-social/indigo/api/atproto"
 	"github.com/bluesky-social/indigo/atproto/repo"
@@ -29,6 +30,9 @@ type WriteResult struct {
 	Action Action  // Create, Update or Delete: what a Put came to
 	CID    cid.Cid // cid.Undef: deleted
 }
+
+// errTooLarge says that a relay would refuse a commit for its size.
+var errTooLarge = fmt.Errorf("%w: too much for one commit", ErrInvalidRecord)
 
 // request is an Apply that waits for its commit.
 type request struct {
@@ -110,22 +114,67 @@ group:
 // commitWaiting makes one commit of the next group. Only who has the token calls it.
 func (r *Repo) commitWaiting() {
 	group := r.take()
+	r.commitGroup(group)
+	for _, q := range group {
+		close(q.done)
+	}
+}
+
+// commitGroup makes one commit of group, or several where the one would be too large, and tells the hooks.
+func (r *Repo) commitGroup(group []*request) {
+	ops, err := r.tryCommit(group)
+	if n := len(group) / 2; n > 0 && errors.Is(err, errTooLarge) {
+		r.commitGroup(group[:n])
+		r.commitGroup(group[n:])
+		return
+	}
+	if err != nil {
+		fail(group, err)
+		return
+	}
+	if len(ops) == 0 {
+		return
+	}
+	r.mu.Lock()
+	hooks := r.hooks
+	r.mu.Unlock()
+	for _, hook := range hooks {
+		r.tell(hook, ops)
+	}
+}
+
+// tell calls a hook. The commit is durable, so a panic is neither the callers' failure nor the other hooks'.
+func (r *Repo) tell(hook func([]Op), ops []Op) {
 	defer func() {
-		for _, q := range group {
-			close(q.done)
+		if p := recover(); p != nil {
+			r.host.log.Error("a hook behind a commit panicked", "did", r.did, "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	hook(ops)
+}
+
+// tryCommit makes one commit of what can be made of group; who cannot be part of it is told so in the request.
+// An error is that of all others, of whom nothing was made.
+func (r *Repo) tryCommit(group []*request) (_ []Op, err error) {
+	defer func() {
+		if p := recover(); p != nil { // must not pass for success, nor keep others from committing
+			r.tree = nil
+			err = fmt.Errorf("commit: panic: %v\n%s", p, debug.Stack())
 		}
 	}()
 	// A request that was given up meanwhile must not take the others with it, so the commit has its own context.
 	ctx := context.WithoutCancel(group[0].ctx)
 	if err := r.ensureTree(ctx); err != nil {
-		fail(group, err)
-		return
+		return nil, err
 	}
 	var ops []Op
 	var blobs []encoded
 	pending := map[string]cid.Cid{}
 	planned := group[:0:0]
 	for _, q := range group {
+		if q.err != nil {
+			continue // it was refused before the group was divided
+		}
 		mine, err := r.planRequest(q, pending)
 		if err != nil {
 			q.err = err
@@ -139,25 +188,15 @@ func (r *Repo) commitWaiting() {
 	}
 	head := r.head
 	if len(ops) > 0 {
-		var err error
 		if head, err = r.commit(ctx, ops, blobs); err != nil {
 			r.tree = nil // it may be ahead of the database, or damaged
-			fail(planned, err)
-			return
+			return nil, err
 		}
 	}
 	for _, q := range planned {
 		q.result.Commit, q.result.Rev = head.CID, head.Rev
 	}
-	if len(ops) == 0 {
-		return
-	}
-	r.mu.Lock()
-	hooks := r.hooks
-	r.mu.Unlock()
-	for _, hook := range hooks {
-		hook(ops)
-	}
+	return ops, nil
 }
 
 func fail(group []*request, err error) {
@@ -237,6 +276,9 @@ func (r *Repo) commit(ctx context.Context, ops []Op, writes []encoded) (Head, er
 	message, err := r.commitMessage(head, ops, nodes)
 	if err != nil {
 		return Head{}, err
+	}
+	if len(message.Blocks) > MaxCommitBytes {
+		return Head{}, fmt.Errorf("%w: %d bytes, at most %d are allowed", errTooLarge, len(message.Blocks), MaxCommitBytes)
 	}
 	if err := verify(ctx, message); err != nil {
 		return Head{}, fmt.Errorf("a commit that a relay would refuse was not made: %w", err)

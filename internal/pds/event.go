@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,8 +22,13 @@ const (
 	// KeepEvents is how long events can be asked for.
 	KeepEvents = 72 * time.Hour
 	ringEvents = 512
+	ringBytes  = 16 << 20
 	pageEvents = 256
+	pageBytes  = 1 << 20 // a page ends with the event that brings it over
 )
+
+// errTooSlow says that a subscriber's next events are gone.
+var errTooSlow = errors.New("events that were still to be sent are gone")
 
 // Event is a frame of the firehose.
 type Event struct {
@@ -92,8 +98,9 @@ type events struct {
 	last       int64
 
 	mu     sync.Mutex
-	ring   []Event
+	ring   []Event       // never empty once there was an event
 	newer  chan struct{} // closed when there are newer ones
+	pruned int64         // up to here the table may have none any more
 	closed bool
 }
 
@@ -103,13 +110,12 @@ func openEvents(ctx context.Context, db interface{ Reader() *sql.DB }) (*events,
 	if err != nil {
 		return nil, err
 	}
-	recent, err := e.stored(ctx, 0, ringEvents, "DESC")
+	recent, err := e.stored(ctx, 0, ringEvents, ringBytes, "DESC")
 	if err != nil {
 		return nil, err
 	}
-	for i := len(recent) - 1; i >= 0; i-- {
-		e.ring = append(e.ring, recent[i])
-	}
+	slices.Reverse(recent)
+	e.ring = recent
 	return e, nil
 }
 
@@ -156,8 +162,8 @@ func (h *Host) publish(ctx context.Context, fn func(tx *sql.Tx, add func(eventBo
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.ring = append(e.ring, fresh...)
-	if over := len(e.ring) - ringEvents; over > 0 {
-		e.ring = append([]Event(nil), e.ring[over:]...)
+	if keep := newest(e.ring, ringEvents, ringBytes); keep < len(e.ring) {
+		e.ring = append([]Event(nil), e.ring[len(e.ring)-keep:]...)
 	}
 	if !e.closed {
 		close(e.newer)
@@ -166,7 +172,19 @@ func (h *Host) publish(ctx context.Context, fn func(tx *sql.Tx, add func(eventBo
 	return nil
 }
 
+// newest is how many of the last of ring are within limits; at least one.
+func newest(ring []Event, events, size int) (n int) {
+	for n < min(len(ring), events) {
+		if size -= len(ring[len(ring)-1-n].Frame); size < 0 && n > 0 {
+			break
+		}
+		n++
+	}
+	return n
+}
+
 // after is what comes behind cursor: at most a page, from memory where it is there. none says how to wait.
+// Errors: errTooSlow.
 func (e *events) after(ctx context.Context, cursor int64) (page []Event, none <-chan struct{}, err error) {
 	e.mu.Lock()
 	newer := e.newer
@@ -184,24 +202,32 @@ func (e *events) after(ctx context.Context, cursor int64) (page []Event, none <-
 		return page, nil, nil
 	}
 	e.mu.Unlock()
-	page, err = e.stored(ctx, cursor, pageEvents, "ASC")
-	return page, newer, err
+	if page, err = e.stored(ctx, cursor, pageEvents, pageBytes, "ASC"); err != nil {
+		return nil, nil, err
+	}
+	// Looked at behind the query: what the query no longer found was marked before it was deleted.
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if cursor < e.pruned {
+		return nil, nil, errTooSlow
+	}
+	return page, newer, nil
 }
 
-// stored reads events behind cursor from the table.
-func (e *events) stored(ctx context.Context, cursor int64, limit int, order string) ([]Event, error) {
+// stored reads events behind cursor from the table, until there are limit of them or they have size bytes.
+func (e *events) stored(ctx context.Context, cursor int64, limit, size int, order string) ([]Event, error) {
 	rows, err := e.db.QueryContext(ctx, `SELECT seq, frame FROM event WHERE seq > ? ORDER BY seq `+order+` LIMIT ?`, cursor, limit)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
 	var out []Event
-	for rows.Next() {
+	for size > 0 && rows.Next() {
 		var event Event
 		if err := rows.Scan(&event.Seq, &event.Frame); err != nil {
 			return nil, err
 		}
-		out = append(out, event)
+		out, size = append(out, event), size-len(event.Frame)
 	}
 	return out, rows.Err()
 }
@@ -216,8 +242,17 @@ func (e *events) bounds(ctx context.Context) (first, last int64, err error) {
 // says where the sequence stands, and a relay that comes back with it must not be told that it is ahead.
 func (h *Host) Prune(ctx context.Context) error {
 	return h.db.Write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `DELETE FROM event WHERE seq IN (SELECT seq FROM event WHERE time < ? AND seq < (SELECT max(seq) FROM event) ORDER BY seq LIMIT 5000)`,
-			h.now().Add(-KeepEvents).UnixMilli())
+		var last int64
+		err := tx.QueryRowContext(ctx, `SELECT coalesce(max(seq), 0) FROM
+			(SELECT seq FROM event WHERE time < ? AND seq < (SELECT max(seq) FROM event) ORDER BY seq LIMIT 5000)`,
+			h.now().Add(-KeepEvents).UnixMilli()).Scan(&last)
+		if err != nil || last == 0 {
+			return err
+		}
+		h.events.mu.Lock()
+		h.events.pruned = max(h.events.pruned, last)
+		h.events.mu.Unlock()
+		_, err = tx.ExecContext(ctx, `DELETE FROM event WHERE seq <= ?`, last)
 		return err
 	})
 }

@@ -3,6 +3,7 @@ package pds
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -69,6 +70,10 @@ func (s *stream) run(ctx context.Context) error {
 	defer ping.Stop()
 	for {
 		page, newer, err := s.host.events.after(ctx, s.cursor)
+		if errors.Is(err, errTooSlow) {
+			return errors.Join(err, s.send(ctx, errorFrame("ConsumerTooSlow", err.Error())),
+				s.conn.Close(websocket.StatusPolicyViolation, "ConsumerTooSlow"))
+		}
 		if err != nil {
 			return err
 		}
@@ -114,9 +119,10 @@ func (s *stream) start(ctx context.Context) (done bool, err error) {
 		}
 		return true, err
 	case s.cursor > 0 && s.cursor < first-1 && first > 0:
-		return false, s.send(ctx, infoFrame("OutdatedCursor", "events before the oldest kept one are gone"))
+		err = s.send(ctx, infoFrame("OutdatedCursor", "events before the oldest kept one are gone"))
 	}
-	return false, nil
+	s.cursor = max(s.cursor, first-1) // from here on, an event that is gone is a gap
+	return false, err
 }
 
 func (s *stream) send(ctx context.Context, frame []byte) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"unicode/utf8"
 
 	"github.com/bluesky-social/indigo/atproto/atdata"
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -65,7 +66,7 @@ func encode(w Write) (encoded, error) {
 	if w.Action == Delete {
 		return e, nil
 	}
-	if err := checkJSONDepth(w.Value); err != nil {
+	if err := checkJSON(w.Value); err != nil {
 		return e, err
 	}
 	if !bytes.HasPrefix(bytes.TrimLeft(w.Value, " \t\r\n"), []byte("{")) {
@@ -91,13 +92,34 @@ func encode(w Write) (encoded, error) {
 	return e, nil
 }
 
-// checkJSONDepth refuses nesting that would cost a decoder its stack.
-func checkJSONDepth(raw []byte) error {
+// maxInteger is the greatest that every JSON reader keeps: 2^53-1.
+const maxInteger = 1<<53 - 1
+
+// maxNumberBytes is the sign and the sixteen digits of maxInteger: what is written longer has a fraction that
+// rounding may hide.
+const maxNumberBytes = 17
+
+// checkJSON refuses nesting that would cost a decoder its stack, and what the decoder would change without a
+// word: integers that a float64 does not hold, and text that is not UTF-8.
+//
+// Source: https://atproto.com/specs/data-model, "Data Types".
+func checkJSON(raw []byte) error {
+	if !utf8.Valid(raw) {
+		return fmt.Errorf("%w: not valid UTF-8", ErrInvalidRecord)
+	}
 	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
 	for depth := 0; ; {
 		token, err := d.Token()
 		if err != nil {
 			return nil //nolint:nilerr // what is no JSON is said by the decoder that follows
+		}
+		if n, ok := token.(json.Number); ok {
+			// 1.0 and 1e3 mean integers, but one whose digits a float64 does not keep must not pass for one.
+			f, err := n.Float64()
+			if err != nil || f > maxInteger || f < -maxInteger || len(n) > maxNumberBytes {
+				return fmt.Errorf("%w: the number %.40s is out of range, or no integer", ErrInvalidRecord, n)
+			}
 		}
 		switch token {
 		case json.Delim('{'), json.Delim('['):
