@@ -131,6 +131,47 @@ func TestNewestEventsAreBounded(t *testing.T) {
 	}
 }
 
+// Would catch answers whose size a stranger chooses: a hundred records of a megabyte.
+func TestListRecordsIsBounded(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, pds.Config{})
+	const n = 6
+	for i := range n {
+		if _, err := s.repo.Apply(t.Context(), []pds.Write{big(fmt.Sprintf("r%02d", i), 900_000)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen, cursor := map[string]bool{}, ""
+	for range 2 * n {
+		a := s.do(t, http.MethodGet, "com.atproto.repo.listRecords?repo="+did.String()+"&collection="+collection.String()+"&limit=100&cursor="+cursor, nil)
+		if a.status != http.StatusOK || len(a.body) > 3<<20 {
+			t.Fatalf("%d, %d bytes", a.status, len(a.body))
+		}
+		var page struct {
+			Cursor  string
+			Records []struct{ URI string }
+		}
+		if err := json.Unmarshal(a.body, &page); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range page.Records {
+			if seen[r.URI] {
+				t.Errorf("%s twice", r.URI)
+			}
+			seen[r.URI] = true
+		}
+		if cursor = page.Cursor; cursor == "" {
+			break
+		}
+	}
+	if len(seen) != n {
+		t.Errorf("%d records of %d", len(seen), n)
+	}
+	if all, err := s.repo.ListRecords(t.Context(), collection, 100, "", false); err != nil || len(all) != n {
+		t.Errorf("who asks for a limit in process got %d of %d: %v", len(all), n, err)
+	}
+}
+
 // Would catch a subscriber that is sent what comes behind a gap, as if there were none.
 func TestNoGapWherePruned(t *testing.T) {
 	t.Parallel()

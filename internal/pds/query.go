@@ -134,6 +134,9 @@ func (h *Host) getRecord(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// listBytes is where an answer of listRecords ends before its limit; a record has a megabyte at most.
+const listBytes = 1 << 20
+
 func (h *Host) listRecords(w http.ResponseWriter, r *http.Request) error {
 	repo, err := h.repoParam(r, "repo")
 	if err != nil {
@@ -155,7 +158,7 @@ func (h *Host) listRecords(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	records, err := repo.ListRecords(r.Context(), collection, limit, cursor, reverse)
+	records, err := repo.list(r.Context(), collection, limit, listBytes, cursor, reverse)
 	if err != nil {
 		return err
 	}
@@ -168,11 +171,13 @@ func (h *Host) listRecords(w http.ResponseWriter, r *http.Request) error {
 		Cursor  string `json:"cursor,omitempty"`
 		Records []item `json:"records"`
 	}{Records: make([]item, len(records))}
+	size := 0
 	for i, record := range records {
 		out.Records[i] = item{record.URI.String(), record.CID.String(), record.Value}
+		size += len(record.Value)
 	}
-	if len(records) == limit {
-		out.Cursor = records[limit-1].Rkey.String()
+	if len(records) == limit || size >= listBytes { // there may be more
+		out.Cursor = records[len(records)-1].Rkey.String()
 	}
 	xrpc.WriteJSON(w, http.StatusOK, out)
 	return nil

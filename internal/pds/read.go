@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 	"github.com/ipfs/go-cid"
@@ -37,6 +38,11 @@ func (r *Repo) GetRecord(ctx context.Context, collection syntax.NSID, rkey synta
 // ListRecords reads up to limit records of a collection behind cursor (an rkey, "" for the beginning), by
 // rkey from the greatest down, reverse from the smallest up.
 func (r *Repo) ListRecords(ctx context.Context, collection syntax.NSID, limit int, cursor string, reverse bool) ([]Record, error) {
+	return r.list(ctx, collection, limit, math.MaxInt, cursor, reverse)
+}
+
+// list is ListRecords that ends with the record that brings their JSON to size bytes.
+func (r *Repo) list(ctx context.Context, collection syntax.NSID, limit, size int, cursor string, reverse bool) ([]Record, error) {
 	query := `SELECT rkey, cid, value FROM record WHERE did = ? AND collection = ? AND (? = '' OR rkey < ?) ORDER BY rkey DESC LIMIT ?`
 	if reverse {
 		query = `SELECT rkey, cid, value FROM record WHERE did = ? AND collection = ? AND (? = '' OR rkey > ?) ORDER BY rkey LIMIT ?`
@@ -47,12 +53,12 @@ func (r *Repo) ListRecords(ctx context.Context, collection syntax.NSID, limit in
 	}
 	defer func() { _ = rows.Close() }()
 	var out []Record
-	for rows.Next() {
+	for size > 0 && rows.Next() {
 		record, err := r.scan(collection, rows)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, record)
+		out, size = append(out, record), size-len(record.Value)
 	}
 	return out, rows.Err()
 }
