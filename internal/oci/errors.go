@@ -88,7 +88,10 @@ func (e *Error) HTTPStatus() int {
 	if e.Status != 0 {
 		return e.Status
 	}
-	return status[e.Code]
+	if s, ok := status[e.Code]; ok {
+		return s
+	}
+	return http.StatusInternalServerError
 }
 
 // Errorf makes an Error; a %w in format is kept as its cause and stands in the message as well, so wrap

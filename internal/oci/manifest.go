@@ -24,6 +24,9 @@ const (
 	// MaxDescriptors bounds layers or children of one manifest.
 	MaxDescriptors = 10_000
 	maxJSONDepth   = 64
+	// maxJSONValues bounds what decoding costs: 8 MiB of `{},` would become over 1 GB of descriptors.
+	// MaxDescriptors children with platform and annotations have about 100,000.
+	maxJSONValues = 250_000
 )
 
 // Descriptor is the spec's pointer to content.
@@ -89,11 +92,14 @@ func ParseManifest(contentType string, raw []byte) (*Manifest, error) {
 	if !utf8.Valid(raw) {
 		return nil, Errorf(CodeManifestInvalid, "the manifest is not UTF-8 text")
 	}
-	if err := checkDepth(raw); err != nil {
+	if err := checkJSON(raw); err != nil {
 		return nil, err
 	}
 	var m Manifest
 	if err := json.Unmarshal(raw, &m); err != nil {
+		if !known && json.Valid(raw) && trimmed[0] == '{' {
+			return &Manifest{MediaType: contentType}, nil // its fields mean something else
+		}
 		return nil, Errorf(CodeManifestInvalid, "the manifest is not the JSON that its type asks for: %v", err)
 	}
 	if m.MediaType != "" && m.MediaType != contentType {
@@ -174,9 +180,9 @@ func (m *Manifest) Blobs() []Descriptor {
 	return out
 }
 
-// checkDepth refuses JSON nested so deep that decoding it costs more than it should.
-func checkDepth(raw []byte) error {
-	depth, inString, escaped := 0, false, false
+// checkJSON refuses JSON nested so deep, or of so many values, that decoding it costs more than it should.
+func checkJSON(raw []byte) error {
+	depth, values, inString, escaped := 0, 0, false, false
 	for _, c := range raw {
 		switch {
 		case escaped:
@@ -187,12 +193,18 @@ func checkDepth(raw []byte) error {
 		case c == '"':
 			inString = true
 		case c == '{' || c == '[':
+			values++
 			if depth++; depth > maxJSONDepth {
 				return Errorf(CodeManifestInvalid, "the manifest is nested deeper than %d levels", maxJSONDepth)
 			}
 		case c == '}' || c == ']':
 			depth--
+		case c == ',':
+			values++
 		}
+	}
+	if values > maxJSONValues {
+		return Errorf(CodeManifestInvalid, "the manifest has more than %d values", maxJSONValues)
 	}
 	return nil
 }

@@ -140,6 +140,15 @@ func TestParseManifest(t *testing.T) {
 	if m, err := oci.ParseManifest("application/vnd.example.opaque", []byte{0xff, 0x00}); err != nil || m.Blobs() != nil {
 		t.Errorf("an unknown type: %+v %v", m, err)
 	}
+	for _, text := range []string{`{"layers":5}`, `{"config":"sha256"}`, `{"schemaVersion":"three"}`, `{"annotations":{"a":{"b":[1,2]}}}`} {
+		if m, err := oci.ParseManifest("application/vnd.example+json", []byte(text)); err != nil || m.Blobs() != nil {
+			t.Errorf("an unknown type whose fields mean something else: %s: %+v %v", text, m, err)
+		}
+	}
+	large := strings.TrimSuffix(strings.Repeat(`{"mediaType":"application/x","digest":"sha256:`+hex64+`","size":3,"platform":{"os":"linux","architecture":"arm64","variant":"v8"},"annotations":{"a":"b","c":"d,{["}},`, oci.MaxDescriptors), ",")
+	if m, err := oci.ParseManifest(oci.MediaTypeImageIndex, []byte(`{"schemaVersion":2,"manifests":[`+large+`]}`)); err != nil || len(m.Manifests) != oci.MaxDescriptors {
+		t.Errorf("the largest index: %v", err)
+	}
 	many := strings.TrimSuffix(strings.Repeat(d+",", oci.MaxDescriptors+1), ",")
 	for name, test := range map[string][2]string{
 		"not JSON":         {oci.MediaTypeImageManifest, "hello"},
@@ -159,6 +168,10 @@ func TestParseManifest(t *testing.T) {
 		"not UTF-8":        {oci.MediaTypeImageManifest, "{\"schemaVersion\":2,\"config\":" + d + ",\"x\":\"\xff\"}"},
 		"deep":             {oci.MediaTypeImageManifest, strings.Repeat("[", 100_000)},
 		"deep in unknown":  {"application/vnd.example+json", strings.Repeat(`{"a":`, 1000)},
+		"many values":      {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"layers":[` + strings.Repeat("{},", 2_500_000) + `{}]}`},
+		"many strings":     {"application/vnd.example+json", `{"a":[` + strings.Repeat(`"",`, 2_500_000) + `""]}`},
+		"unknown, array":   {"application/vnd.example+json", "[]"},
+		"unknown, cut off": {"application/vnd.example+json", `{"layers":5`},
 		"many layers":      {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"layers":[` + many + `]}`},
 		"many in an index": {oci.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[` + many + `]}`},
 		"unknown, no JSON": {"application/vnd.example+json", "hello"},
@@ -167,6 +180,10 @@ func TestParseManifest(t *testing.T) {
 		if e, ok := errors.AsType[*oci.Error](err); !ok || e.Code != oci.CodeManifestInvalid {
 			t.Errorf("%s: %v", name, err)
 		}
+		// Decoding the first took over 1 GB before the number of its layers was looked at.
+		if strings.HasPrefix(name, "many values") && !strings.Contains(err.Error(), "values") {
+			t.Errorf("%s: refused late: %v", name, err)
+		}
 	}
 	_, err = oci.ParseManifest("application/x", make([]byte, oci.MaxManifestBytes+1))
 	if e := oci.AsError(err); e.Code != oci.CodeSizeInvalid || e.HTTPStatus() != http.StatusRequestEntityTooLarge {
@@ -174,25 +191,38 @@ func TestParseManifest(t *testing.T) {
 	}
 }
 
-// The spec's table, "Error Codes", with the status that its text or the code's name asks for.
+// The spec's table, "Error Codes", as it is written there, with the status that its text or the code's name
+// asks for. Would catch a misspelt code and a status that clients read otherwise.
 func TestCodes(t *testing.T) {
 	t.Parallel()
-	for code, status := range map[oci.Code]int{
-		"BLOB_UNKNOWN": 404, "BLOB_UPLOAD_INVALID": 400, "BLOB_UPLOAD_UNKNOWN": 404, "DIGEST_INVALID": 400, "MANIFEST_BLOB_UNKNOWN": 400,
-		"MANIFEST_INVALID": 400, "MANIFEST_UNKNOWN": 404, "NAME_INVALID": 400, "NAME_UNKNOWN": 404, "SIZE_INVALID": 400, "UNAUTHORIZED": 401,
-		"DENIED": 403, "UNSUPPORTED": 405, "TOOMANYREQUESTS": 429,
+	for code, want := range map[oci.Code]struct {
+		name   string
+		status int
+	}{
+		oci.CodeBlobUnknown: {"BLOB_UNKNOWN", 404}, oci.CodeBlobUploadInvalid: {"BLOB_UPLOAD_INVALID", 400}, oci.CodeBlobUploadUnknown: {"BLOB_UPLOAD_UNKNOWN", 404},
+		oci.CodeDigestInvalid: {"DIGEST_INVALID", 400}, oci.CodeManifestBlobUnknown: {"MANIFEST_BLOB_UNKNOWN", 400}, oci.CodeManifestInvalid: {"MANIFEST_INVALID", 400},
+		oci.CodeManifestUnknown: {"MANIFEST_UNKNOWN", 404}, oci.CodeNameInvalid: {"NAME_INVALID", 400}, oci.CodeNameUnknown: {"NAME_UNKNOWN", 404},
+		oci.CodeSizeInvalid: {"SIZE_INVALID", 400}, oci.CodeUnauthorized: {"UNAUTHORIZED", 401}, oci.CodeDenied: {"DENIED", 403},
+		oci.CodeUnsupported: {"UNSUPPORTED", 405}, oci.CodeTooManyRequests: {"TOOMANYREQUESTS", 429},
+		"NO_CODE_OF_OURS": {"NO_CODE_OF_OURS", 500}, // net/http panics at status 0
 	} {
 		w := httptest.NewRecorder()
-		oci.WriteError(w, &oci.Error{Code: code, Message: "m", RetryAfter: 1500 * time.Millisecond})
-		var body struct {
-			Errors []struct{ Code, Message string }
+		status, name := oci.WriteError(w, &oci.Error{Code: code, Message: "m", RetryAfter: 1500 * time.Millisecond})
+		if got, want := w.Body.String(), `{"errors":[{"code":"`+want.name+`","message":"m"}]}`; got != want {
+			t.Errorf("%s: %s", code, got)
 		}
-		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != status || len(body.Errors) != 1 || body.Errors[0].Code != string(code) {
-			t.Errorf("%s: %d %s", code, w.Code, w.Body)
+		if w.Code != want.status || status != want.status || name != want.name {
+			t.Errorf("%s: %d %d %s", code, w.Code, status, name)
 		}
-		if w.Header().Get("Retry-After") != "2" {
-			t.Errorf("Retry-After %q", w.Header().Get("Retry-After"))
+		for header, want := range map[string]string{"Retry-After": "2", "Content-Type": "application/json", "X-Content-Type-Options": "nosniff"} {
+			if got := w.Header().Get(header); got != want {
+				t.Errorf("%s: %s: %q", code, header, got)
+			}
 		}
+	}
+	w := httptest.NewRecorder()
+	if status, _ := oci.WriteError(w, &oci.Error{Code: oci.CodeDenied, Status: 404, Message: "m", Detail: map[string]int{"n": 1}}); status != 404 || !strings.Contains(w.Body.String(), `"detail":{"n":1}`) {
+		t.Errorf("%d %s", status, w.Body)
 	}
 }
 
