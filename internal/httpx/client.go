@@ -100,7 +100,7 @@ func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 // address outright. Names are checked when they are dialled; see NewClient.
 func CheckURL(u *url.URL, allowPrivate bool) error {
 	if u.User != nil || u.Host == "" || (u.Scheme != "https" && (!allowPrivate || u.Scheme != "http")) {
-		return fmt.Errorf("%w: %s", ErrInsecureURL, u.Redacted())
+		return fmt.Errorf("%w: %s://%s", ErrInsecureURL, u.Scheme, u.Host) // path and query may be secrets: presigned URLs
 	}
 	if allowPrivate {
 		return nil
@@ -118,10 +118,14 @@ func CheckURL(u *url.URL, allowPrivate bool) error {
 var special = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"),
 	netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("198.51.100.0/24"),
-	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("64:ff9b::/96"),
-	netip.MustParsePrefix("64:ff9b:1::/48"), netip.MustParsePrefix("100::/64"), netip.MustParsePrefix("2001:db8::/32"),
-	netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("2001::/32"), netip.MustParsePrefix("fec0::/10"),
+	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("192.88.99.0/24"),
+	netip.MustParsePrefix("2001::/23"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("2002::/16"),
+	netip.MustParsePrefix("3fff::/20"),
 }
+
+// unicast6 is the part of IPv6 that is given out. Outside it lie, among others, forms that carry an IPv4
+// address (::a.b.c.d, 64:ff9b::/96) and so lead to private ones.
+var unicast6 = netip.MustParsePrefix("2000::/3")
 
 // PublicAddress tells whether ip is an address of the public internet.
 func PublicAddress(ip netip.Addr) bool {
@@ -129,8 +133,12 @@ func PublicAddress(ip netip.Addr) bool {
 	if !ip.IsGlobalUnicast() || ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
 		return false
 	}
+	ip = ip.WithZone("")
+	if ip.Is6() && !unicast6.Contains(ip) {
+		return false
+	}
 	for _, p := range special {
-		if p.Contains(ip.WithZone("")) {
+		if p.Contains(ip) {
 			return false
 		}
 	}

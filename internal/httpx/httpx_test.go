@@ -15,7 +15,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -128,6 +130,15 @@ func TestGuardedClient(t *testing.T) {
 			t.Errorf("a password in %v", err)
 		}
 	}
+	for _, secret := range []string{"http://bucket.example.com/key?X-Amz-Signature=5ebe2294", "https://u:5ebe2294@example.com/", "http://hold.example.com/u/5ebe2294"} {
+		u, err := url.Parse(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := httpx.CheckURL(u, false); !errors.Is(err, httpx.ErrInsecureURL) || strings.Contains(err.Error(), "5ebe2294") {
+			t.Errorf("refused with its secret: %v", err)
+		}
+	}
 	front := httptest.NewServer(http.RedirectHandler("ftp://example.com/x", http.StatusFound))
 	defer front.Close()
 	open := httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, FollowRedirects: true, UserAgent: "test"})
@@ -151,7 +162,9 @@ func TestPublicAddress(t *testing.T) {
 		"1.1.1.1": true, "8.8.8.8": true, "2606:4700::1111": true, "127.0.0.1": false, "10.1.2.3": false, "172.16.0.1": false, "192.168.1.1": false,
 		"169.254.169.254": false, "100.64.0.1": false, "0.0.0.0": false, "224.0.0.1": false, "255.255.255.255": false, "240.0.0.1": false, "198.18.0.1": false,
 		"::1": false, "::": false, "fe80::1": false, "fc00::1": false, "fd12::1": false, "::ffff:10.0.0.1": false, "64:ff9b::a00:1": false, "2002:a00:1::": false,
-		"ff02::1": false, "2001:db8::1": false,
+		"ff02::1": false, "2001:db8::1": false, "::7f00:1": false, "::10.0.0.1": false, "::ffff:0:10.0.0.1": false, "64:ff9b::7f00:1": false, "64:ff9b:1::1": false,
+		"fec0::1": false, "100::1": false, "5f00::1": false, "3fff::1": false, "2001:0:a00:1::": false, "2001:20::1": false, "fe80::1%eth0": false, "192.88.99.1": false,
+		"::ffff:8.8.8.8": true, "2a00:1450:4001:813::200e": true, "172.15.0.1": true, "172.32.0.1": true, "100.128.0.1": true, "192.0.1.1": true,
 	} {
 		if got := httpx.PublicAddress(netip.MustParseAddr(address)); got != public {
 			t.Errorf("%s: %v", address, got)
@@ -166,6 +179,81 @@ func TestPublicAddress(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Would catch a name of others that leads to this machine: the URL is in order, the address is not. The
+// machine's own name is one, and has an address that only the resolver knows.
+func TestGuardAfterResolving(t *testing.T) {
+	t.Parallel()
+	name, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := httpx.NewClient(httpx.ClientConfig{Timeout: 5 * time.Second})
+	reached := false
+	for _, host := range []string{name, "LOCALHOST", "localhost.", "ip6-localhost", "LocalHost"} {
+		addresses, err := net.DefaultResolver.LookupNetIP(t.Context(), "ip", host)
+		if err != nil || len(addresses) == 0 || httpx.PublicAddress(addresses[0]) {
+			continue // no name of this machine here
+		}
+		reached = true
+		if err := httpx.CheckURL(&url.URL{Scheme: "https", Host: host}, false); err != nil {
+			t.Errorf("%s is refused by its form: it tests nothing: %v", host, err)
+		}
+		res, err := c.Get("https://" + host + "/") //nolint:noctx // refused before it is sent
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		if !errors.Is(err, httpx.ErrForbiddenAddress) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	if !reached {
+		t.Error("no name leads to a private address here: nothing was tested")
+	}
+}
+
+// Would catch a redirect into the network behind the guard, and one without end.
+func TestRedirects(t *testing.T) {
+	t.Parallel()
+	var hops atomic.Int64
+	loop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		hops.Add(1)
+		http.Redirect(w, r, "/again", http.StatusFound)
+	}))
+	defer loop.Close()
+	open := httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, FollowRedirects: true})
+	res, err := open.Get(loop.URL) //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := res.Body.Close(); err != nil || res.StatusCode != http.StatusFound || hops.Load() != 4 {
+		t.Errorf("%s after %d requests", res.Status, hops.Load())
+	}
+	// The guard of a client is asked for each hop: here the first address is allowed, the second is not.
+	inside := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the internal server was reached") }))
+	defer inside.Close()
+	guarded := httpx.NewClient(httpx.ClientConfig{FollowRedirects: true})
+	next := guarded.Transport
+	guarded.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Host != "public.example" {
+			return next.RoundTrip(r)
+		}
+		return &http.Response{StatusCode: http.StatusFound, Header: http.Header{"Location": {r.URL.Query().Get("to")}}, Body: http.NoBody, Request: r}, nil
+	})
+	for _, to := range []string{inside.URL, "https://127.0.0.1/", "https://[::1]/", "https://169.254.169.254/latest", "file:///etc/passwd"} {
+		res, err := guarded.Get("https://public.example/?to=" + url.QueryEscape(to)) //nolint:noctx // never leaves this process
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		if !errors.Is(err, httpx.ErrForbiddenAddress) && !errors.Is(err, httpx.ErrInsecureURL) {
+			t.Errorf("%s: %v", to, err)
+		}
+	}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // Would catch an answer of 10 GB that fills the memory.
 func TestReadLimited(t *testing.T) {
@@ -230,6 +318,66 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// Would catch a second server that takes requests while the first ends, or loses its own grace to it; and
+// the failure of a listener that nobody hears of.
+func TestServeTwo(t *testing.T) {
+	t.Parallel()
+	logger := slog.New(slog.DiscardHandler)
+	entered, release := make(chan struct{}, 2), make(chan struct{})
+	var endpoints []httpx.Endpoint
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		endpoints = append(endpoints, httpx.Endpoint{Listener: l, Server: httpx.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			entered <- struct{}{}
+			<-release
+		}), logger)})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended, answered := make(chan error, 1), make(chan error, 2)
+	go func() { ended <- httpx.Serve(ctx, logger, time.Minute, endpoints...) }()
+	stopped := make(chan struct{}, 2)
+	for _, e := range endpoints {
+		e.Server.RegisterOnShutdown(func() { stopped <- struct{}{} })
+		go func() {
+			res, err := http.Get("http://" + e.Listener.Addr().String()) //nolint:noctx // loopback
+			if err == nil {
+				err = res.Body.Close()
+			}
+			answered <- err
+		}()
+		<-entered
+	}
+	stop()
+	for range 2 { // both stop before the first request is answered
+		select {
+		case <-stopped:
+		case <-time.After(10 * time.Second):
+			t.Fatal("one server waits for the other")
+		}
+	}
+	close(release)
+	for range 2 {
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err := errors.Join(err, l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	failing := httpx.Endpoint{Listener: l, Server: httpx.NewServer(http.NotFoundHandler(), logger)}
+	if err := httpx.Serve(t.Context(), logger, time.Second, failing); err == nil {
+		t.Error("a listener that failed is an orderly end")
+	}
+}
+
 // Would catch profiles or metrics that are not there when they are needed.
 func TestDebugHandler(t *testing.T) {
 	t.Parallel()
@@ -260,5 +408,64 @@ func TestProgressBody(t *testing.T) {
 		if err := errors.Join(err, res.Body.Close()); err != nil || string(body) != "3145728 <nil>" {
 			t.Fatalf("%q %v", body, err)
 		}
+	}
+}
+
+// slowSender sends so many bytes each time, after a wait.
+type slowSender struct {
+	bytes int
+	wait  time.Duration
+	left  int // times
+	err   error
+}
+
+func (s *slowSender) Read(p []byte) (int, error) {
+	if s.left--; s.left < 0 {
+		return 0, s.err
+	}
+	time.Sleep(s.wait) // in a synctest bubble: no real time passes
+	return min(s.bytes, len(p)), nil
+}
+
+func (*slowSender) Close() error { return nil }
+
+// Would catch a sender of a byte now and then that keeps an upload open for ever, and an honest slow one, or
+// one whom we keep waiting, that is cut.
+func TestProgressBodyPace(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		sender slowSender
+		busy   time.Duration // of ours between reads
+		want   error
+	}{
+		"a byte a second":       {slowSender{1, time.Second, 1000, io.EOF}, 0, httpx.ErrTooSlow},
+		"a byte in 50 s":        {slowSender{1, 50 * time.Second, 1000, io.EOF}, 0, httpx.ErrTooSlow},
+		"just too slow":         {slowSender{1023, time.Second, 1000, io.EOF}, 0, httpx.ErrTooSlow},
+		"1 KiB/s":               {slowSender{1024, time.Second, 1000, io.EOF}, 0, nil},
+		"bursts":                {slowSender{64 << 10, 50 * time.Second, 100, io.EOF}, 0, nil},
+		"quick, and we slow":    {slowSender{1, time.Millisecond, 1000, io.EOF}, time.Minute, nil},
+		"fast":                  {slowSender{32 << 10, 0, 1000, io.EOF}, 0, nil},
+		"slow after a good run": {slowSender{1 << 10, 3 * time.Second, 1000, io.EOF}, 0, httpx.ErrTooSlow},
+		"silent":                {slowSender{0, 0, 0, os.ErrDeadlineExceeded}, 0, httpx.ErrTooSlow},
+		"cut off":               {slowSender{1, 0, 5, io.ErrUnexpectedEOF}, 0, io.ErrUnexpectedEOF},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := httptest.NewRequest(http.MethodPut, "/", nil)
+				r.Body = &test.sender
+				body, buffer := httpx.ProgressBody(httptest.NewRecorder(), r), make([]byte, 32<<10)
+				var err error
+				for err == nil {
+					_, err = body.Read(buffer)
+					time.Sleep(test.busy)
+				}
+				if errors.Is(err, io.EOF) {
+					err = nil
+				}
+				if !errors.Is(err, test.want) {
+					t.Errorf("%v, want %v", err, test.want)
+				}
+			})
+		})
 	}
 }

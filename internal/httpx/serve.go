@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -51,12 +52,16 @@ func Serve(ctx context.Context, logger *slog.Logger, grace time.Duration, endpoi
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
+	var all sync.WaitGroup // at once: the second must neither take requests meanwhile, nor have what grace the first left
 	for _, e := range endpoints {
-		if err := e.Server.Shutdown(end); err != nil {
-			logger.Warn("requests were cut", "address", e.Listener.Addr().String(), "error", err)
-			_ = e.Server.Close()
-		}
+		all.Go(func() {
+			if err := e.Server.Shutdown(end); err != nil {
+				logger.Warn("requests were cut", "address", e.Listener.Addr().String(), "error", err)
+				_ = e.Server.Close()
+			}
+		})
 	}
+	all.Wait()
 	return serveErr
 }
 
