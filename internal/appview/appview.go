@@ -43,6 +43,11 @@ type AppView struct {
 
 // Open makes an AppView of a validated config. reg may be nil.
 func Open(ctx context.Context, config Config, logger *slog.Logger, reg prometheus.Registerer) (*AppView, error) {
+	return open(ctx, config, logger, reg, time.Now)
+}
+
+// open is Open with the clock of caches and records.
+func open(ctx context.Context, config Config, logger *slog.Logger, reg prometheus.Registerer, now clock) (*AppView, error) {
 	if config.TestMode {
 		logger.Warn("TEST_MODE is on: http and private addresses are allowed. Never run this where others reach it")
 	}
@@ -58,14 +63,14 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, reg prometheu
 		return nil, err
 	}
 	a := &AppView{config: config, logger: logger, db: db}
-	if err := a.wire(ctx, secret, reg); err != nil {
+	if err := a.wire(ctx, secret, reg, now); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return a, nil
 }
 
-func (a *AppView) wire(ctx context.Context, secret []byte, reg prometheus.Registerer) error {
-	c, now := a.config, time.Now
+func (a *AppView) wire(ctx context.Context, secret []byte, reg prometheus.Registerer, now clock) error {
+	c := a.config
 	directory := identity.New(identity.Config{
 		PLCURL: c.PLCURL, HandleResolverURL: c.HandleResolverURL, AllowPrivate: c.TestMode, UserAgent: userAgent, Logger: a.logger,
 	})
