@@ -335,6 +335,49 @@ func TestRecords(t *testing.T) {
 	}
 }
 
+// Would catch a token that is good for more than it says: another hold's, an old one, a forged one, another
+// method's; and HOLD_REQUIRE_LXM without effect.
+func TestTokens(t *testing.T) {
+	t.Parallel()
+	p := newPeople(t)
+	s := startHold(t, p, nil)
+	strict := startHold(t, p, func(c *Config) { c.RequireLxm = true })
+	begin := func(s *server, token string) answer {
+		return s.send(t, http.MethodPost, "/xrpc/"+atcr.HoldInitiateUploadNSID, token, strings.NewReader(`{"digest":"`+oci.FromBytes(nil).String()+`"}`))
+	}
+	sign := func(key syntax.DID, aud, lxm string, issued time.Time, lifetime time.Duration) string {
+		t.Helper()
+		token, err := xrpc.SignServiceToken(p.keys[key], owner, aud, lxm, issued, lifetime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
+	}
+	now, aud := time.Now(), s.did.String()
+	for name, test := range map[string]struct {
+		answer answer
+		want   int
+	}{
+		"good":            {begin(s, sign(owner, aud, atcr.HoldInitiateUploadNSID, now, time.Minute)), 200},
+		"fragment":        {begin(s, sign(owner, aud+"#atcr_hold", atcr.HoldInitiateUploadNSID, now, time.Minute)), 200},
+		"another of five": {begin(s, sign(owner, aud, atcr.HoldUploadPartNSID, now, time.Hour)), 200},
+		"no lxm":          {begin(s, sign(owner, aud, "", now, time.Minute)), 200},
+		"no lxm, strict":  {begin(strict, sign(owner, strict.did.String(), "", now, time.Minute)), 401},
+		"lxm, strict":     {begin(strict, sign(owner, strict.did.String(), atcr.HoldInitiateUploadNSID, now, time.Minute)), 200},
+		"another hold's":  {begin(s, sign(owner, strict.did.String(), atcr.HoldInitiateUploadNSID, now, time.Minute)), 401},
+		"another method":  {begin(s, sign(owner, aud, getBlobNSID, now, time.Minute)), 401},
+		"expired":         {begin(s, sign(owner, aud, atcr.HoldInitiateUploadNSID, now.Add(-time.Hour), time.Minute)), 401},
+		"too long":        {begin(s, sign(owner, aud, atcr.HoldInitiateUploadNSID, now, 2*time.Hour)), 401},
+		"another's key":   {begin(s, sign(stranger, aud, atcr.HoldInitiateUploadNSID, now, time.Minute)), 401},
+		"garbage":         {begin(s, "eyJhbGciOiJub25lIn0.e30."), 401},
+		"none":            {begin(s, ""), 401},
+	} {
+		if test.answer.status != test.want {
+			t.Errorf("%s: %d %s, want %d", name, test.answer.status, test.answer.body, test.want)
+		}
+	}
+}
+
 // Would catch bytes served as a page, a range or HEAD that is wrong, and a link that opens more than its blob.
 func TestGetBlob(t *testing.T) {
 	t.Parallel()
@@ -439,6 +482,10 @@ func TestParts(t *testing.T) {
 	}
 	if again := etag(part(owner, id, "1", "one")); again != one {
 		t.Error("the same part has another etag")
+	}
+	post := s.send(t, http.MethodPost, "/xrpc/"+atcr.HoldUploadPartNSID, s.token(t, owner, atcr.HoldUploadPartNSID), strings.NewReader("one"), "X-Upload-Id", id, "X-Part-Number", "1")
+	if etag(post) != one {
+		t.Error("POST is another part than PUT")
 	}
 	two := etag(part(owner, id, "2", "two"))
 	for range 2 { // idempotent

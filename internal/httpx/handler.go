@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -71,6 +72,7 @@ func NewAdapter(logger *slog.Logger, reg prometheus.Registerer, prefix string) *
 // Wrap makes an http.Handler of h. route is the pattern under which it is logged and counted, so it must
 // be one of a bounded set. A panic is logged with its stack and answered as an unknown error.
 func (a *Adapter) Wrap(route string, translate Translator, h Handler) http.Handler {
+	count := a.counter(route)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		event := &Event{}
@@ -84,8 +86,27 @@ func (a *Adapter) Wrap(route string, translate Translator, h Handler) http.Handl
 		if status == 0 {
 			status = http.StatusOK
 		}
-		a.record(r, route, status, code, err, event, rw.bytes, time.Since(start))
+		elapsed := time.Since(start)
+		count(status, elapsed)
+		a.record(r, route, status, code, err, event, rw.bytes, elapsed)
 	})
+}
+
+// counter counts the requests of one route; what it counts into is looked up once a status.
+func (a *Adapter) counter(route string) func(status int, d time.Duration) {
+	if a.requests == nil {
+		return func(int, time.Duration) {}
+	}
+	seconds := a.seconds.WithLabelValues(route)
+	var statuses sync.Map // int → prometheus.Counter
+	return func(status int, d time.Duration) {
+		seconds.Observe(d.Seconds())
+		c, ok := statuses.Load(status)
+		if !ok {
+			c, _ = statuses.LoadOrStore(status, a.requests.WithLabelValues(route, strconv.Itoa(status)))
+		}
+		c.(prometheus.Counter).Inc()
+	}
 }
 
 func (a *Adapter) call(h Handler, w http.ResponseWriter, r *http.Request) (err error) {
@@ -101,10 +122,6 @@ func (a *Adapter) call(h Handler, w http.ResponseWriter, r *http.Request) (err e
 }
 
 func (a *Adapter) record(r *http.Request, route string, status int, code string, err error, e *Event, n int64, d time.Duration) {
-	if a.requests != nil {
-		a.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()
-		a.seconds.WithLabelValues(route).Observe(d.Seconds())
-	}
 	logger, level := a.Logger, slog.LevelInfo
 	if logger == nil {
 		logger = slog.Default()

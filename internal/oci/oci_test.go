@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -239,11 +240,23 @@ func TestPoisonedError(t *testing.T) {
 	}
 }
 
+// The spec's own words for a path component and a tag, which the parsers spell out by hand.
+var (
+	componentWords = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$`)
+	tagWords       = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+)
+
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"alice.test/app", "sha256:" + hex64, "latest", "application/json", "../x", "did:plc:x/y"} {
+	for _, s := range []string{"alice.test/app", "sha256:" + hex64, "latest", "application/json", "../x", "did:plc:x/y", "a__b", "a___b", "a-", "a--b", "a.b", "_a", "a_"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
+		if _, err := oci.ParseName("a/" + s); !strings.Contains(s, "/") && len(s) < 250 && (err == nil) != componentWords.MatchString(s) {
+			t.Errorf("component %q: %v", s, err)
+		}
+		if _, err := oci.ParseReference(s); !strings.Contains(s, ":") && (err == nil) != tagWords.MatchString(s) {
+			t.Errorf("tag %q: %v", s, err)
+		}
 		if n, err := oci.ParseName(s); err == nil && (n.String() != s || strings.Contains(s, "..") && strings.Contains(n.Repository, "..")) {
 			t.Errorf("name %q became %q", s, n)
 		}
