@@ -103,10 +103,38 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 		}
 		return InvalidRequest("the request body could not be read")
 	}
-	if err := json.Unmarshal(body, v); err != nil {
+	if err := decodeJSON(body, v); err != nil {
 		return InvalidRequest("the request body is not the JSON that this method takes: %v", err)
 	}
 	return nil
+}
+
+// maxJSONValues bounds what decoding costs: 4 MiB of `{},` may become 100 times as much. A batch of 200
+// writes has some thousands.
+const maxJSONValues = 250_000
+
+var errManyValues = fmt.Errorf("more than %d values", maxJSONValues)
+
+// decodeJSON is json.Unmarshal of what others sent.
+func decodeJSON(body []byte, v any) error {
+	values, inString, escaped := 0, false, false
+	for _, c := range body {
+		switch {
+		case escaped:
+			escaped = false
+		case inString:
+			escaped = c == '\\'
+			inString = c != '"'
+		case c == '"':
+			inString = true
+		case c == '{' || c == '[' || c == ',':
+			values++
+		}
+	}
+	if values > maxJSONValues {
+		return errManyValues
+	}
+	return json.Unmarshal(body, v)
 }
 
 // Param is the one value of a query parameter, "" where it is absent.

@@ -116,6 +116,8 @@ func TestReadJSON(t *testing.T) {
 		"not JSON":     {`n=1`, 400},
 		"at the limit": {`{"n":1,"s":"` + strings.Repeat("x", xrpc.MaxJSONBytes-14) + `"}`, 0},
 		"over":         {`{"n":1,"s":"` + strings.Repeat("x", xrpc.MaxJSONBytes-13) + `"}`, 413},
+		"many values":  {`{"n":1,"list":[` + strings.Repeat("{},", 1_200_000) + `{}]}`, 400},
+		"many in text": {`{"n":1,"s":"\\\"` + strings.Repeat("{[,", 100_000) + `"}`, 0},
 		"deep":         {strings.Repeat("[", 1<<20), 400},
 	} {
 		var out struct{ N int }

@@ -63,14 +63,19 @@ type Verifier struct {
 	good    *lru.Cache[[32]byte, claims] // tokens whose signature was verified
 
 	mu   sync.Mutex
-	used map[syntax.DID]map[string]time.Time // once-only tokens, until they expire
+	used map[syntax.DID]map[tokenID]time.Time // once-only tokens, until they expire
 }
 
 type tokenHeader struct {
 	Typ string `json:"typ"`
 	Alg string `json:"alg"`
 	Kid string `json:"kid"`
+
+	Crit json.RawMessage `json:"crit"` // what must be understood, and is not
 }
+
+// tokenID stands for a jti or a token: of one size, so that long ones cost no more memory than others.
+type tokenID [sha256.Size]byte
 
 type claims struct {
 	Iss string `json:"iss"`
@@ -91,7 +96,7 @@ func NewVerifier(c VerifierConfig) *Verifier {
 	if err != nil {
 		panic("xrpc: " + err.Error()) // the size is a constant
 	}
-	return &Verifier{config: c, started: c.Now(), good: cache, used: map[syntax.DID]map[string]time.Time{}}
+	return &Verifier{config: c, started: c.Now(), good: cache, used: map[syntax.DID]map[tokenID]time.Time{}}
 }
 
 // BearerToken is the request's bearer token, "" where there is none.
@@ -114,7 +119,10 @@ func (v *Verifier) Verify(ctx context.Context, token string, call Call) (syntax.
 	}
 	sum := sha256.Sum256([]byte(token))
 	if c, ok := v.good.Get(sum); ok {
-		return syntax.DID(c.Iss), v.check(c, call)
+		if err := v.check(c, call); err != nil {
+			return "", err
+		}
+		return syntax.DID(c.Iss), nil
 	}
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
@@ -166,6 +174,8 @@ func (h tokenHeader) check() error {
 		return invalidToken("alg must be ES256K or ES256")
 	case h.Kid != "" && h.Kid != "#atproto":
 		return invalidToken("kid must be absent or #atproto")
+	case h.Crit != nil:
+		return invalidToken("crit must be absent")
 	}
 	return nil
 }
@@ -173,7 +183,7 @@ func (h tokenHeader) check() error {
 // check is all that can be said of the claims without a key.
 func (v *Verifier) check(c claims, call Call) error {
 	audience := v.config.Audience.String()
-	if c.Aud != audience && c.Aud != audience+"#"+v.config.Fragment {
+	if c.Aud != audience && (v.config.Fragment == "" || c.Aud != audience+"#"+v.config.Fragment) {
 		return Errorf(http.StatusUnauthorized, "BadJwtAudience", "the token is not for this service: aud must be %s", audience)
 	}
 	if c.Lxm == "" && (call.RequireLxm || call.Once) || c.Lxm != "" && !slices.Contains(call.Lxm, c.Lxm) {
@@ -261,11 +271,10 @@ func (v *Verifier) Use(token string) error {
 	if len(parts) != 3 || decodePart(parts[1], &c) != nil {
 		return invalidToken("the token is not a JWT")
 	}
-	id := c.Jti
-	if id == "" || len(id) > 256 {
+	id := tokenID(sha256.Sum256([]byte("jti:" + c.Jti)))
+	if c.Jti == "" {
 		// Of what is signed: whoever has a token can make another signature for it, but no other claims.
-		sum := sha256.Sum256([]byte(parts[0] + "." + parts[1]))
-		id = "hash:" + base64.RawURLEncoding.EncodeToString(sum[:])
+		id = sha256.Sum256([]byte("token:" + parts[0] + "." + parts[1]))
 	}
 	now, did := v.config.Now(), syntax.DID(c.Iss)
 	v.mu.Lock()
@@ -278,7 +287,7 @@ func (v *Verifier) Use(token string) error {
 		if len(v.used) >= maxUsedIssuers {
 			return tooManyTokens()
 		}
-		mine = map[string]time.Time{}
+		mine = map[tokenID]time.Time{}
 		v.used[did] = mine
 	}
 	if until, ok := mine[id]; ok && now.Before(until) {
@@ -307,7 +316,7 @@ func (v *Verifier) forgetExpired(now time.Time) {
 	}
 }
 
-func forget(mine map[string]time.Time, now time.Time) {
+func forget(mine map[tokenID]time.Time, now time.Time) {
 	for id, until := range mine {
 		if !now.Before(until) {
 			delete(mine, id)

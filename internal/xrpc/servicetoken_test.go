@@ -162,6 +162,7 @@ func TestVerifyRules(t *testing.T) {
 		"alg of another curve": {m{"header.alg": "ES256"}, any5, "BadJwtSignature"},
 		"kid":                  {m{"header.kid": "#atproto"}, any5, ""},
 		"another kid":          {m{"header.kid": "#atproto_label"}, any5, "InvalidToken"},
+		"crit":                 {m{"header.crit": []string{"b64"}}, any5, "InvalidToken"},
 		"aud with fragment":    {m{"aud": service + "#atcr_hold"}, any5, ""},
 		"another fragment":     {m{"aud": service + "#atproto_pds"}, any5, "BadJwtAudience"},
 		"another service":      {m{"aud": "did:web:other.example"}, any5, "BadJwtAudience"},
@@ -217,6 +218,30 @@ func TestVerifyRules(t *testing.T) {
 				t.Errorf("a bad token cost %d look-ups", asked)
 			}
 		})
+	}
+}
+
+// Would catch a verifier without a fragment that takes "DID#" for its own, and a cached token whose issuer
+// is told although it is refused.
+func TestVerifyAudienceAlone(t *testing.T) {
+	t.Parallel()
+	key := k256(t)
+	d := newDesk(t, key)
+	d.Verifier = xrpc.NewVerifier(xrpc.VerifierConfig{Audience: service, Keys: d.keys, Now: func() time.Time { return d.now }})
+	call := xrpc.Call{Lxm: []string{upload}}
+	for aud, want := range map[string]string{service.String(): "", service.String() + "#": "BadJwtAudience", service.String() + "#atcr_hold": "BadJwtAudience"} {
+		if _, err := d.Verify(t.Context(), sign(t, key, map[string]any{"aud": aud}), call); nameOf(t, err) != want {
+			t.Errorf("%s: %v", aud, err)
+		}
+	}
+	token := sign(t, key, nil)
+	for range 2 {
+		if _, err := d.Verify(t.Context(), token, call); err != nil {
+			t.Fatal(err)
+		}
+		if did, err := d.Verify(t.Context(), token, xrpc.Call{Lxm: []string{"io.atcr.hold.requestCrew"}}); err == nil || did != "" {
+			t.Errorf("refused, and yet of %q", did)
+		}
 	}
 }
 

@@ -100,7 +100,7 @@ func (u Upstream) JSON(ctx context.Context, c UpstreamCall, out any) error {
 	if err != nil || out == nil {
 		return err
 	}
-	if err := json.Unmarshal(body, out); err != nil {
+	if err := decodeJSON(body, out); err != nil {
 		return &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Status: http.StatusOK, Invalid: true, Err: fmt.Errorf("the answer is not the expected JSON: %w", err)}
 	}
 	return nil
@@ -131,7 +131,9 @@ func (u Upstream) Bytes(ctx context.Context, c UpstreamCall) ([]byte, http.Heade
 func (u Upstream) Do(ctx context.Context, c UpstreamCall) (*http.Response, error) {
 	req, err := c.request(ctx)
 	if err != nil {
-		return nil, &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Invalid: true, Err: err}
+		e := transportError(c, err)
+		e.Invalid = true
+		return nil, e
 	}
 	res, err := u.Client.Do(req)
 	if err != nil {
@@ -191,7 +193,7 @@ const (
 )
 
 func answerError(c UpstreamCall, res *http.Response) *UpstreamError {
-	e := &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Status: res.StatusCode, RetryAfter: retryAfter(res.Header)}
+	e := &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Status: res.StatusCode, RetryAfter: retryAfter(res)}
 	e.Invalid = res.StatusCode < 400 // a redirect, or stranger
 	if e.Invalid {
 		e.Err = errors.New("the server redirects")
@@ -222,15 +224,15 @@ func clean(s string, limit int) string {
 	return s
 }
 
-// retryAfter reads Retry-After, or RateLimit-Reset as PDSes send it (seconds of the Unix clock), bounded to
-// a day.
-func retryAfter(h http.Header) time.Duration {
+// retryAfter reads Retry-After, or at 429 RateLimit-Reset as PDSes send it (seconds of the Unix clock, with
+// every answer), bounded to a day.
+func retryAfter(res *http.Response) time.Duration {
 	var d time.Duration
-	if n, err := strconv.ParseInt(h.Get("Retry-After"), 10, 32); err == nil {
+	if n, err := strconv.ParseInt(res.Header.Get("Retry-After"), 10, 32); err == nil {
 		d = time.Duration(n) * time.Second
-	} else if t, err := http.ParseTime(h.Get("Retry-After")); err == nil {
+	} else if t, err := http.ParseTime(res.Header.Get("Retry-After")); err == nil {
 		d = time.Until(t)
-	} else if n, err := strconv.ParseInt(h.Get("RateLimit-Reset"), 10, 64); err == nil {
+	} else if n, err := strconv.ParseInt(res.Header.Get("RateLimit-Reset"), 10, 64); err == nil && res.StatusCode == http.StatusTooManyRequests {
 		d = time.Until(time.Unix(n, 0))
 	}
 	return min(max(d, 0), 24*time.Hour)
