@@ -71,6 +71,9 @@ func (h *holds) load(ctx context.Context, did syntax.DID) (*hold, error) {
 	if err != nil {
 		return nil, upstreamError("the hold "+did.String(), err)
 	}
+	if captain != nil && captain.Malformed {
+		captain = nil
+	}
 	// Only a DID that is a hold is ever sent a service token.
 	if captain == nil && !found.IsHold() {
 		return nil, oci.Errorf(oci.CodeDenied, "%s is not a hold: choose another in your io.atcr.sailor.profile", did)
@@ -104,6 +107,9 @@ func (h *holds) forPush(ctx context.Context, did syntax.DID) (*hold, error) {
 	profile, err := h.profiles.get(ctx, did)
 	if err != nil {
 		return nil, upstreamError("your PDS", err)
+	}
+	if profile != nil && profile.Malformed {
+		return nil, oci.Errorf(oci.CodeDenied, "your io.atcr.sailor.profile cannot be read, so that the hold that you chose is not known: write it again")
 	}
 	if profile != nil && profile.Value.DefaultHold != "" {
 		if target, err = holdDID(profile.Value.DefaultHold); err != nil {

@@ -193,14 +193,14 @@ func (h *holdCalls) part(ctx context.Context, c registry.Caller, at *hold, id st
 	return out.Etag, holdWriteError(c, at, err)
 }
 
-// call is one of the upload methods with a JSON body. Errors: *oci.Error.
-func (h *holdCalls) call(ctx context.Context, c registry.Caller, at *hold, nsid string, in any) error {
+// call is one of the upload methods with a JSON body and answer. Errors: *oci.Error.
+func (h *holdCalls) call(ctx context.Context, c registry.Caller, at *hold, nsid string, in, out any) error {
 	err := h.as(ctx, c, at, atcr.HoldInitiateUploadNSID, func(token string) error {
 		call, err := xrpc.JSONCall(at.URL, nsid, token, in)
 		if err != nil {
 			return err
 		}
-		return h.upstream.JSON(ctx, call, nil)
+		return h.upstream.JSON(ctx, call, out)
 	})
 	return holdWriteError(c, at, err)
 }

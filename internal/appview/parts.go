@@ -261,13 +261,18 @@ func (p *parts) finish(ctx context.Context, c registry.Caller, t ticket, d oci.D
 	if err != nil {
 		return err
 	}
+	var out atcr.HoldCompleteUploadOutput
 	err = p.calls.call(ctx, c, at, atcr.HoldCompleteUploadNSID, atcr.HoldCompleteUploadInput{
 		UploadId: t.UploadID, Digest: d.String(), Parts: u.sent,
-	})
-	if err == nil {
-		p.forget(t)
+	}, &out)
+	if err != nil {
+		return err
 	}
-	return err
+	if out.Digest != "" && out.Digest != d.String() {
+		return oci.Unavailable(http.StatusBadGateway, nil, "the hold %s completed the upload with another digest", t.Hold)
+	}
+	p.forget(t)
+	return nil
 }
 
 func (p *parts) cancel(ctx context.Context, c registry.Caller, t ticket) error {
@@ -279,7 +284,7 @@ func (p *parts) cancel(ctx context.Context, c registry.Caller, t ticket) error {
 		return err
 	}
 	p.forget(t)
-	return p.calls.call(ctx, c, at, atcr.HoldAbortUploadNSID, atcr.HoldAbortUploadInput{UploadId: t.UploadID})
+	return p.calls.call(ctx, c, at, atcr.HoldAbortUploadNSID, atcr.HoldAbortUploadInput{UploadId: t.UploadID}, nil)
 }
 
 // follows tells whether a chunk begins at offset; one that does not say is believed to.

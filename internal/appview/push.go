@@ -301,7 +301,8 @@ func applyWrites(ctx context.Context, sessions caller, id string, repo syntax.DI
 	if err != nil {
 		return fmt.Errorf("encode writes: %w", err)
 	}
-	return sessions.Call(ctx, id, session.Call{NSID: applyWritesNSID, Body: body, ContentType: "application/json"}, nil)
+	var out struct{} // an answer that is no JSON is none: nothing may have been written
+	return sessions.Call(ctx, id, session.Call{NSID: applyWritesNSID, Body: body, ContentType: "application/json"}, &out)
 }
 
 // keyedLocks lets one write at a time into a repo, so that pushes of one person's images do not undo each

@@ -21,10 +21,11 @@ type found[T any] struct {
 	Rkey  string
 	CID   string
 	Value T
+	// Malformed: there is a record, but none that T can be. Value is empty.
+	Malformed bool
 }
 
-// getRecord reads a record without anybody's session; nil where there is none, or none that T can be.
-// Errors: *xrpc.UpstreamError.
+// getRecord reads a record without anybody's session; nil where there is none. Errors: *xrpc.UpstreamError.
 func getRecord[T any](ctx context.Context, u xrpc.Upstream, base string, did syntax.DID, collection, rkey string) (*found[T], error) {
 	var out struct {
 		CID   string          `json:"cid"`
@@ -42,7 +43,7 @@ func getRecord[T any](ctx context.Context, u xrpc.Upstream, base string, did syn
 	}
 	f := &found[T]{Rkey: rkey, CID: out.CID}
 	if json.Unmarshal(out.Value, &f.Value) != nil {
-		return nil, nil // somebody's record of another form
+		return &found[T]{Rkey: rkey, CID: out.CID, Malformed: true}, nil
 	}
 	return f, nil
 }
