@@ -5,16 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
-	"atcr.io/internal/httpx"
+	"atcr.io/internal/daemon"
 )
 
 // Config is every setting of an AppView. The tags are the manual: docs/config.md, .env.appview.example and
@@ -58,24 +55,14 @@ func (c *Config) Validate() error {
 	var problems []error
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 
-	for _, a := range [][2]string{{"ATCR_HTTP_ADDR", c.HTTPAddr}, {"ATCR_DEBUG_ADDR", c.DebugAddr}} {
-		if _, _, err := net.SplitHostPort(a[1]); err != nil && (a[1] != "" || a[0] == "ATCR_HTTP_ADDR") {
-			add("%s: %q is not host:port", a[0], a[1])
-		}
-	}
+	problems = append(problems, daemon.CheckAddress("ATCR_HTTP_ADDR", c.HTTPAddr, false), daemon.CheckAddress("ATCR_DEBUG_ADDR", c.DebugAddr, true))
 	if c.BaseURL == "" {
 		c.BaseURL = loopbackURL(c.HTTPAddr)
 	}
-	if u, err := parseBaseURL(c.BaseURL); err != nil {
-		add("ATCR_BASE_URL: %w", err)
+	if u, err := daemon.PublicURL("ATCR_BASE_URL", c.BaseURL, c.TestMode); err != nil {
+		problems = append(problems, err)
 	} else {
 		c.BaseURL = u.String()
-		switch {
-		case c.TestMode && (u.Scheme == "https" || !privateHost(u.Hostname())):
-			add("TEST_MODE must not be set on an AppView that others reach: ATCR_BASE_URL %s is https or public. Unset TEST_MODE", c.BaseURL)
-		case u.Scheme == "http" && !c.TestMode && !httpx.IsLoopbackHost(u.Hostname()):
-			add("ATCR_BASE_URL: http is for loopback addresses (or TEST_MODE=true); use https")
-		}
 		if c.ServiceName == "" {
 			c.ServiceName = u.Host
 		}
@@ -96,7 +83,7 @@ func (c *Config) Validate() error {
 
 func (c *Config) validateRest() (problems []error) {
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
-	if err := checkDir(c.DatabaseDir); err != nil {
+	if err := daemon.CheckDatabaseDir(c.DatabaseDir); err != nil {
 		add("ATCR_DATABASE_DIR: %w", err)
 	} else if c.SecretKeyFile == "" {
 		c.SecretKeyFile = filepath.Join(c.DatabaseDir, "secret.key")
@@ -104,20 +91,16 @@ func (c *Config) validateRest() (problems []error) {
 	if c.TokenExpiration < time.Minute || c.TokenExpiration > time.Hour {
 		add("ATCR_TOKEN_EXPIRATION: %s is not between 60s and 1h", c.TokenExpiration)
 	}
-	if _, err := parseBaseURL(c.PLCURL); err != nil {
+	if _, err := daemon.BaseURL(c.PLCURL); err != nil {
 		add("ATCR_PLC_URL: %w", err)
 	}
 	if c.HandleResolverURL != "" {
-		if _, err := parseBaseURL(c.HandleResolverURL); err != nil {
+		if _, err := daemon.BaseURL(c.HandleResolverURL); err != nil {
 			add("ATCR_HANDLE_RESOLVER_URL: %w", err)
 		}
 	}
-	if !slices.Contains([]string{directAuto, directAlways, directNever}, c.DirectUploads) {
-		add("ATCR_DIRECT_UPLOADS: %q is not known; use auto, always or never", c.DirectUploads)
-	}
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
-		add("ATCR_LOG_LEVEL: %q is not known; use debug, info, warn or error", c.LogLevel)
-	}
+	problems = append(problems, daemon.CheckOneOf("ATCR_DIRECT_UPLOADS", c.DirectUploads, directAuto, directAlways, directNever),
+		daemon.CheckLogLevel("ATCR_LOG_LEVEL", c.LogLevel))
 	c.proxies = nil
 	for _, text := range c.TrustedProxies {
 		p, err := netip.ParsePrefix(text)
@@ -146,19 +129,6 @@ func loopbackURL(address string) string {
 	return "http://" + net.JoinHostPort(host, port)
 }
 
-// parseBaseURL takes http(s)://host[:port] and nothing behind it.
-func parseBaseURL(s string) (*url.URL, error) {
-	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, fmt.Errorf("%q is not a URL like https://host", s)
-	}
-	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
-		return nil, fmt.Errorf("%q must be scheme and host alone, without user, path or query", u.Redacted())
-	}
-	u.Host, u.Path = strings.ToLower(u.Host), ""
-	return u, nil
-}
-
 // holdDID reads a hold's DID, or its URL, which older records and settings have.
 func holdDID(s string) (syntax.DID, error) {
 	if strings.HasPrefix(s, "did:") {
@@ -168,7 +138,7 @@ func holdDID(s string) (syntax.DID, error) {
 		}
 		return did, nil
 	}
-	u, err := parseBaseURL(s)
+	u, err := daemon.BaseURL(s)
 	if err != nil {
 		return "", fmt.Errorf("%.100q is neither a DID nor a URL", s)
 	}
@@ -177,35 +147,4 @@ func holdDID(s string) (syntax.DID, error) {
 		return "", fmt.Errorf("%.100q has no host that a did:web could have", s)
 	}
 	return did, nil
-}
-
-// checkDir refuses what is no folder and could not become one.
-func checkDir(dir string) error {
-	if dir == "" {
-		return errors.New("is empty; name a folder")
-	}
-	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
-		return fmt.Errorf("%q is a file; name the folder that holds db.sqlite3", dir)
-	}
-	if ext := filepath.Ext(dir); ext == ".sqlite3" || ext == ".sqlite" || ext == ".db" {
-		return fmt.Errorf("%q looks like a file; name the folder that holds db.sqlite3", dir)
-	}
-	return nil
-}
-
-// privateHost tells whether a host name means an address that the public internet cannot reach, by its
-// form alone.
-func privateHost(host string) bool {
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return !httpx.PublicAddress(ip)
-	}
-	if httpx.IsLoopbackHost(host) || !strings.Contains(host, ".") {
-		return true
-	}
-	for _, suffix := range []string{".local", ".internal", ".lan", ".test", ".home.arpa", ".svc", ".cluster.local", ".localdomain"} {
-		if strings.HasSuffix(host, suffix) {
-			return true
-		}
-	}
-	return false
 }

@@ -159,7 +159,8 @@ var relayed = map[oci.Code]bool{
 
 // refused puts a hold's refusal into an answer of ours.
 func (l *relay) refused(t *ticket, res *http.Response) error {
-	if res.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+	// Without a Range the hold could not read the Content-Range, and says so in words.
+	if res.StatusCode == http.StatusRequestedRangeNotSatisfiable && res.Header.Get("Range") != "" {
 		arrived, err := l.arrived(t, res)
 		if err != nil {
 			return err
