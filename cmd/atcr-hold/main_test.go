@@ -39,7 +39,7 @@ func serve(t *testing.T, environ []string) *output {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	out, ended := &output{}, make(chan error, 1)
-	go func() { ended <- run(ctx, nil, environ, io.Discard, out) }()
+	go func() { ended <- command.Run(ctx, nil, environ, io.Discard, out) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
@@ -141,7 +141,7 @@ func TestRefusals(t *testing.T) {
 		"no argument":    {[]string{"serve", "now"}, base, "--help"},
 		"folder no root": {nil, append(base, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=/dev/null/x"), "STORAGE_ROOT_DIR"},
 	} {
-		err := run(t.Context(), test.args, test.environ, io.Discard, io.Discard)
+		err := command.Run(t.Context(), test.args, test.environ, io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), s3.SecretKey+" ") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -158,7 +158,7 @@ func TestManual(t *testing.T) {
 		"config":               {"HOLD_PUBLIC_URL=https://hold.example.com", "AWS_SECRET_ACCESS_KEY=(hidden)", "HOLD_KEY_PATH=/var/lib/atcr-hold/signing.key", "HOLD_SERVER_ADDR=:8080"},
 	} {
 		var out bytes.Buffer
-		err := run(t.Context(), strings.Fields(args), []string{
+		err := command.Run(t.Context(), strings.Fields(args), []string{
 			"HOLD_PUBLIC_URL=https://hold.example.com", "S3_BUCKET=b", "AWS_ACCESS_KEY_ID=k", "AWS_SECRET_ACCESS_KEY=secretword",
 		}, &out, io.Discard)
 		if err != nil {

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
+	"atcr.io/internal/daemon"
 	"atcr.io/internal/httpx"
 )
 
@@ -59,17 +58,10 @@ func (c *Config) Validate() error {
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 
 	if c.PublicURL != "" {
-		if u, err := parseBaseURL(c.PublicURL); err != nil {
-			add("HOLD_PUBLIC_URL: %w", err)
+		if u, err := daemon.PublicURL("HOLD_PUBLIC_URL", c.PublicURL, c.TestMode); err != nil {
+			problems = append(problems, err)
 		} else {
-			c.PublicURL = strings.TrimSuffix(u.String(), "/")
-			private := privateHost(u.Hostname())
-			switch {
-			case c.TestMode && (u.Scheme == "https" || !private):
-				add("TEST_MODE must not be set on a hold that others reach: HOLD_PUBLIC_URL %s is https or public. Unset TEST_MODE", c.PublicURL)
-			case u.Scheme == "http" && !c.TestMode && !httpx.IsLoopbackHost(u.Hostname()):
-				add("HOLD_PUBLIC_URL: http is for loopback addresses (or TEST_MODE=true); use https")
-			}
+			c.PublicURL = u.String()
 		}
 	}
 	if c.Owner != "" {
@@ -87,23 +79,18 @@ func (c *Config) Validate() error {
 	default:
 		add("STORAGE_DRIVER: %q is not known; use s3 or filesystem", c.StorageDriver)
 	}
-	if err := checkDir(c.DatabaseDir); err != nil {
+	if err := daemon.CheckDatabaseDir(c.DatabaseDir); err != nil {
 		add("HOLD_DATABASE_DIR: %w", err)
 	} else if c.KeyPath == "" {
 		c.KeyPath = filepath.Join(c.DatabaseDir, "signing.key")
 	}
-	if _, err := parseBaseURL(c.PLCURL); err != nil {
+	if _, err := daemon.BaseURL(c.PLCURL); err != nil {
 		add("HOLD_PLC_URL: %w", err)
 	}
-	for _, a := range [][2]string{{"HOLD_SERVER_ADDR", c.ServerAddr}, {"HOLD_DEBUG_ADDR", c.DebugAddr}} {
-		if _, _, err := net.SplitHostPort(a[1]); err != nil && (a[1] != "" || a[0] == "HOLD_SERVER_ADDR") {
-			add("%s: %q is not host:port", a[0], a[1])
-		}
-	}
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
-		add("HOLD_LOG_LEVEL: %q is not known; use debug, info, warn or error", c.LogLevel)
-	}
-	return errors.Join(problems...)
+	return errors.Join(append(problems,
+		daemon.CheckAddress("HOLD_SERVER_ADDR", c.ServerAddr, false),
+		daemon.CheckAddress("HOLD_DEBUG_ADDR", c.DebugAddr, true),
+		daemon.CheckLogLevel("HOLD_LOG_LEVEL", c.LogLevel))...)
 }
 
 func (c *Config) validateS3() (problems []error) {
@@ -118,7 +105,7 @@ func (c *Config) validateS3() (problems []error) {
 		if s[1] == "" {
 			continue
 		}
-		if _, err := parseBaseURL(s[1]); err != nil {
+		if _, err := daemon.BaseURL(s[1]); err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", s[0], err))
 		}
 	}
@@ -128,33 +115,6 @@ func (c *Config) validateS3() (problems []error) {
 	return problems
 }
 
-// parseBaseURL takes http(s)://host[:port] and nothing behind it.
-func parseBaseURL(s string) (*url.URL, error) {
-	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, fmt.Errorf("%q is not a URL like https://host", s)
-	}
-	if u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
-		return nil, fmt.Errorf("%q must be scheme and host alone, without user, path or query", u.Redacted())
-	}
-	u.Host, u.Path = strings.ToLower(u.Host), ""
-	return u, nil
-}
-
-// checkDir refuses what is no folder and could not become one.
-func checkDir(dir string) error {
-	if dir == "" {
-		return errors.New("is empty; name a folder")
-	}
-	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
-		return fmt.Errorf("%q is a file; name the folder that holds db.sqlite3", dir)
-	}
-	if ext := filepath.Ext(dir); ext == ".sqlite3" || ext == ".sqlite" || ext == ".db" {
-		return fmt.Errorf("%q looks like a file; name the folder that holds db.sqlite3", dir)
-	}
-	return nil
-}
-
 // DID is the hold's did:web.
 func (c *Config) DID() syntax.DID {
 	u, err := url.Parse(c.PublicURL)
@@ -162,23 +122,6 @@ func (c *Config) DID() syntax.DID {
 		panic("hold: DID of a Config that was not validated")
 	}
 	return syntax.DID("did:web:" + strings.ReplaceAll(u.Host, ":", "%3A"))
-}
-
-// privateHost tells whether a host name means an address that the public internet cannot reach, by its
-// form alone.
-func privateHost(host string) bool {
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return !httpx.PublicAddress(ip)
-	}
-	if httpx.IsLoopbackHost(host) || !strings.Contains(host, ".") {
-		return true
-	}
-	for _, suffix := range []string{".local", ".internal", ".lan", ".test", ".home.arpa", ".svc", ".cluster.local", ".localdomain"} {
-		if strings.HasSuffix(host, suffix) {
-			return true
-		}
-	}
-	return false
 }
 
 // presigning tells whether clients can be sent to the storage, and in words why, or why not.
@@ -203,7 +146,7 @@ func (c *Config) presigning(ctx context.Context) (on bool, why string) {
 	if public.Scheme == "https" && storage.Scheme == "http" {
 		return false, "the hold sends the bytes itself: clients refuse to go from https to " + c.S3PublicEndpoint + "; set S3_PUBLIC_ENDPOINT to an https URL"
 	}
-	if !privateHost(public.Hostname()) && (privateHost(storage.Hostname()) || resolvesPrivate(ctx, storage.Hostname())) {
+	if !daemon.PrivateHost(public.Hostname()) && (daemon.PrivateHost(storage.Hostname()) || resolvesPrivate(ctx, storage.Hostname())) {
 		return false, "the hold sends the bytes itself: " + storage.Host + " is a private address; set S3_PUBLIC_ENDPOINT to one that clients reach"
 	}
 	return true, "clients fetch blobs from " + storage.Host

@@ -19,7 +19,7 @@ var layers = []struct {
 	peers         bool // may import each other
 }{
 	{"noun", "oci", false},
-	{"mechanism", "httpx xrpc identity sqldb envconf blobstore", true},
+	{"mechanism", "httpx xrpc identity sqldb envconf daemon blobstore", true},
 	{"capability", "pds crew upload registry regtoken session index ingest web credhelper", false},
 	{"wiring", "hold appview devnet", false},
 }
