@@ -34,6 +34,9 @@ func (r *Resolver) fetchDID(ctx context.Context, did syntax.DID) (*Identity, err
 		return nil, fmt.Errorf("%w: method did:%s is not supported", ErrInvalid, did.Method())
 	}
 	body, err := get(ctx, client, target, maxAnswerBytes)
+	if errors.Is(err, errStrange) && client == r.trusted { // the directory's fault, not the name's: what is known stays
+		err = &unavailable{errors.New(err.Error())}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", did, err)
 	}
@@ -44,7 +47,9 @@ func (r *Resolver) fetchDID(ctx context.Context, did syntax.DID) (*Identity, err
 	if document.DID != did {
 		return nil, fmt.Errorf("%w: the document of %s says that it is %.200s", ErrInvalid, did, document.DID)
 	}
-	return newIdentity(&document), nil
+	i := newIdentity(&document)
+	i.large = len(body) > maxCachedBytes
+	return i, nil
 }
 
 // webURL is where a did:web's document is. atproto allows no path, and a port for localhost alone; others
@@ -88,10 +93,16 @@ func (r *Resolver) fetchHandle(ctx context.Context, handle syntax.Handle) (synta
 	if !handle.AllowedTLD() {
 		return "", fmt.Errorf("%w: handle %s has a top-level domain that no handle has", ErrNotFound, handle)
 	}
-	if did, err := r.askDNS(ctx, handle); err == nil || errors.Is(err, ErrInvalid) {
-		return did, err
+	dns, cancel := context.WithTimeout(ctx, dnsTimeout)
+	defer cancel()
+	did, outage := r.askDNS(dns, handle)
+	if outage == nil || errors.Is(outage, ErrInvalid) {
+		return did, outage
 	}
 	body, err := get(ctx, r.guarded, "https://"+handle.String()+"/.well-known/atproto-did", 4096)
+	if err != nil && errors.Is(outage, ErrUnavailable) { // "not there" is believed only where DNS has answered
+		return "", outage
+	}
 	if dnsErr, ok := errors.AsType[*net.DNSError](err); ok && dnsErr.IsNotFound {
 		return "", fmt.Errorf("%w: handle %s: there is no such host", ErrNotFound, handle)
 	}
@@ -116,6 +127,9 @@ func (r *Resolver) askResolver(ctx context.Context, handle syntax.Handle) (synta
 
 func (r *Resolver) askDNS(ctx context.Context, handle syntax.Handle) (syntax.DID, error) {
 	records, err := r.dns.LookupTXT(ctx, "_atproto."+handle.String())
+	if dnsErr, ok := errors.AsType[*net.DNSError](err); ok && dnsErr.IsNotFound {
+		return "", ErrNotFound
+	}
 	if err != nil {
 		return "", &unavailable{err}
 	}
@@ -142,6 +156,9 @@ func parseHandleDID(handle syntax.Handle, text string) (syntax.DID, error) {
 	return did, nil
 }
 
+// errStrange is an answer that is neither the document, nor that there is none, nor an outage.
+var errStrange = fmt.Errorf("%w: an answer out of place", ErrInvalid)
+
 // get is one bounded GET without redirects. A refusal of the guard is ErrInvalid: it will not get better.
 func get(ctx context.Context, client *http.Client, target string, limit int64) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
@@ -163,7 +180,7 @@ func get(ctx context.Context, client *http.Client, target string, limit int64) (
 	case res.StatusCode == http.StatusTooManyRequests || res.StatusCode >= 500:
 		return nil, &unavailable{fmt.Errorf("%s answered %s", req.URL.Host, res.Status)}
 	case res.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("%w: %s answered %s", ErrInvalid, req.URL.Host, res.Status)
+		return nil, fmt.Errorf("%w: %s answered %s", errStrange, req.URL.Host, res.Status)
 	}
 	body, err := httpx.ReadLimited(res.Body, limit)
 	if errors.Is(err, httpx.ErrTooLarge) {

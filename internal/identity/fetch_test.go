@@ -92,12 +92,12 @@ func TestDirectoryAnswers(t *testing.T) {
 		"400":      {status(400), ErrNotFound},
 		"404":      {status(404), ErrNotFound},
 		"410":      {status(410), ErrNotFound},
-		"403":      {status(403), ErrInvalid},
+		"403":      {status(403), ErrUnavailable},
 		"429":      {status(429), ErrUnavailable},
 		"500":      {status(500), ErrUnavailable},
 		"502":      {status(502), ErrUnavailable},
-		"204":      {status(204), ErrInvalid},
-		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, http.StatusFound) }, ErrInvalid},
+		"204":      {status(204), ErrUnavailable},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, http.StatusFound) }, ErrUnavailable},
 		"cut off":  {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, ErrUnavailable},
 		"cut off later": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "9")

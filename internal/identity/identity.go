@@ -42,6 +42,7 @@ type Identity struct {
 	Handle   syntax.Handle // as the document claims it; "" for none. Lookup checks it both ways
 	document indigo.Identity
 	raw      *indigo.DIDDocument
+	large    bool // too large to remember
 }
 
 func newIdentity(document *indigo.DIDDocument) *Identity {
@@ -52,8 +53,15 @@ func newIdentity(document *indigo.DIDDocument) *Identity {
 	return i
 }
 
+// maxKeyText bounds a key's text. Decoding it takes time that grows with the square of its length: 256 KiB
+// of it would hold a processor for ten seconds, at each token.
+const maxKeyText = 256
+
 // SigningKey is the key #atproto. Errors: ErrInvalid.
 func (i *Identity) SigningKey() (atcrypto.PublicKey, error) {
+	if len(i.document.Keys["atproto"].PublicKeyMultibase) > maxKeyText {
+		return nil, fmt.Errorf("%w: %s: #atproto has more than %d bytes", ErrInvalid, i.DID, maxKeyText)
+	}
 	key, err := i.document.PublicKey()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: #atproto: %w", ErrInvalid, i.DID, err)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,8 +24,10 @@ const (
 	staleFor       = 24 * time.Hour // believed so long while the directory is down
 	failureFor     = 20 * time.Second
 	lookupTimeout  = 10 * time.Second
-	cachedEntries  = 20_000
-	maxLookups     = 64 // at once
+	dnsTimeout     = 3 * time.Second // leaves time for the handle's own host
+	cachedEntries  = 4_000
+	maxCachedBytes = 8 << 10 // of a document: larger ones are asked for each time
+	maxLookups     = 64      // at once, and as many at the directory: strangers' hosts may be slow on purpose
 	refreshEvery   = 30 * time.Second
 	maxRefreshes   = 30 // in refreshEvery, of all
 	maxAnswerBytes = 256 << 10
@@ -54,6 +57,7 @@ type Resolver struct {
 	}
 	flight  singleflight.Group
 	slots   chan struct{}
+	own     chan struct{} // the same, to the directory
 	dids    *lru.Cache[syntax.DID, entry[*Identity]]
 	handles *lru.Cache[syntax.Handle, entry[syntax.DID]]
 
@@ -99,6 +103,7 @@ func New(c Config) *Resolver {
 		trusted:   httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: lookupTimeout, UserAgent: c.UserAgent}),
 		dns:       net.DefaultResolver,
 		slots:     make(chan struct{}, maxLookups),
+		own:       make(chan struct{}, maxLookups),
 		dids:      newCache[syntax.DID, entry[*Identity]](),
 		handles:   newCache[syntax.Handle, entry[syntax.DID]](),
 		refreshed: newCache[syntax.DID, time.Time](),
@@ -141,6 +146,11 @@ func (r *Resolver) Lookup(ctx context.Context, name syntax.AtIdentifier) (*Ident
 	i, err := r.LookupDID(ctx, did)
 	if err != nil {
 		return nil, err
+	}
+	if i.Handle != handle.Normalize() { // the handle may be newer than what is remembered
+		if now, err := r.Refresh(ctx, did); err == nil {
+			i = now
+		}
 	}
 	if i.Handle != handle.Normalize() {
 		return nil, fmt.Errorf("%w: %s leads to %s", ErrHandleMismatch, handle, did)
@@ -218,6 +228,9 @@ func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface 
 			r.config.Logger.Warn("an identity is answered from an old look-up", "name", string(name), "error", err)
 			return old.value, nil
 		}
+		if i, is := any(value).(*Identity); is && i != nil && i.large {
+			return value, err
+		}
 		if !errors.Is(err, errBusy) { // that says nothing of the name
 			cache.Add(name, entry[V]{value: value, err: err, at: now})
 		}
@@ -237,9 +250,13 @@ var errBusy = errors.New("too many look-ups at once")
 
 // slot fetches as one of at most maxLookups.
 func slot[K ~string, V any](ctx context.Context, r *Resolver, name K, fetch func(context.Context, K) (V, error)) (value V, err error) {
+	slots := r.slots
+	if strings.HasPrefix(string(name), "did:plc:") {
+		slots = r.own
+	}
 	select {
-	case r.slots <- struct{}{}:
-		defer func() { <-r.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return value, &unavailable{errBusy}
 	}

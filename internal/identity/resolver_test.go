@@ -79,7 +79,7 @@ func TestBusy(t *testing.T) {
 	plc := newServer(t, say(document(t, alice, "alice.example", k256(t), "Multikey")))
 	r, _ := newResolver(Config{PLCURL: plc.URL})
 	for range maxLookups {
-		r.slots <- struct{}{}
+		r.own <- struct{}{}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
@@ -87,9 +87,9 @@ func TestBusy(t *testing.T) {
 	if !errors.Is(err, errBusy) || !errors.Is(err, ErrUnavailable) || plc.asked() != 0 {
 		t.Errorf("%v, asked %d times", err, plc.asked())
 	}
-	<-r.slots
-	if _, err := r.LookupDID(t.Context(), alice); err != nil || len(r.slots) != maxLookups-1 {
-		t.Errorf("%v, %d slots taken", err, len(r.slots))
+	<-r.own
+	if _, err := r.LookupDID(t.Context(), alice); err != nil || len(r.own) != maxLookups-1 {
+		t.Errorf("%v, %d slots taken", err, len(r.own))
 	}
 }
 

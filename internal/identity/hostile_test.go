@@ -1,0 +1,144 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+)
+
+// Would catch a key of 256 KiB that holds a processor for seconds at each token (base58 is quadratic).
+func TestHugeKey(t *testing.T) {
+	t.Parallel()
+	doc := `{"id":"` + alice.String() + `","verificationMethod":[{"id":"#atproto","type":"Multikey","controller":"` + alice.String() + `","publicKeyMultibase":"z` + strings.Repeat("z", 250<<10) + `"}]}`
+	plc := newServer(t, say(doc))
+	r, _ := newResolver(Config{PLCURL: plc.URL})
+	began := time.Now()
+	if _, err := r.SigningKey(t.Context(), alice); !errors.Is(err, ErrInvalid) {
+		t.Error(err)
+	}
+	if d := time.Since(began); d > time.Second {
+		t.Errorf("a key that is none took %s", d)
+	}
+}
+
+// Would catch documents of strangers that fill the memory: 300 of 20,000 entries are measured.
+func TestCacheBytes(t *testing.T) {
+	filler := strings.Repeat("x", 250<<10)
+	plc := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, `{"id":"%s","alsoKnownAs":["%s"]}`, strings.TrimPrefix(r.URL.Path, "/"), filler)
+	})
+	r, _ := newResolver(Config{PLCURL: plc.URL})
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	for i := range 300 {
+		if _, err := r.LookupDID(t.Context(), syntax.DID(fmt.Sprintf("did:plc:n%d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if grown := heap() - before; grown > 40<<20 {
+		t.Errorf("300 documents hold %d MiB", grown>>20)
+	}
+	runtime.KeepAlive(r)
+}
+
+type brokenDNS struct{}
+
+func (brokenDNS) LookupTXT(context.Context, string) ([]string, error) {
+	return nil, &net.DNSError{Err: "server misbehaving", IsTemporary: true}
+}
+
+// Would catch an outage of DNS that makes a known handle unknown.
+func TestHandleDuringOutage(t *testing.T) {
+	t.Parallel()
+	r, clock := newResolver(Config{})
+	r.guarded = &http.Client{Transport: answers{}}
+	r.dns = names{"_atproto.dns.test.com": {"did=" + alice.String()}}
+	if _, err := r.ResolveHandle(t.Context(), "dns.test.com"); err != nil {
+		t.Fatal(err)
+	}
+	r.dns = brokenDNS{}
+	clock.add(freshFor)
+	if did, err := r.ResolveHandle(t.Context(), "dns.test.com"); did != alice {
+		t.Errorf("%s %v", did, err)
+	}
+}
+
+// slowHosts is a transport to hosts that accept and never answer.
+type slowHosts struct{ asked chan struct{} }
+
+func (s slowHosts) RoundTrip(r *http.Request) (*http.Response, error) {
+	s.asked <- struct{}{}
+	<-r.Context().Done()
+	return nil, r.Context().Err()
+}
+
+// Would catch strangers' slow hosts that keep everybody else from being looked up.
+func TestSlowStrangers(t *testing.T) {
+	t.Parallel()
+	plc := newServer(t, say(document(t, alice, "alice.example", k256(t), "Multikey")))
+	r, _ := newResolver(Config{PLCURL: plc.URL})
+	slow := slowHosts{make(chan struct{}, maxLookups)}
+	r.guarded = &http.Client{Transport: slow}
+	for i := range maxLookups {
+		go func() { _, _ = r.LookupDID(t.Context(), syntax.DID(fmt.Sprintf("did:web:h%d.test.com", i))) }()
+	}
+	for range maxLookups {
+		select {
+		case <-slow.asked:
+		case <-time.After(time.Second): // a limit lets fewer through: as it should be
+		}
+	}
+	ask, done := context.WithTimeout(t.Context(), 2*time.Second)
+	defer done()
+	if _, err := r.LookupDID(ask, alice); err != nil {
+		t.Errorf("the directory was not asked: %v", err)
+	}
+}
+
+// Would catch a person who cannot use a new handle until the cache forgets the old document.
+func TestNewHandle(t *testing.T) {
+	t.Parallel()
+	key := k256(t)
+	plc := newServer(t, say(document(t, alice, "old.test.com", key, "Multikey")))
+	r, _ := newResolver(Config{PLCURL: plc.URL})
+	r.dns = names{"_atproto.new.test.com": {"did=" + alice.String()}}
+	if _, err := r.LookupDID(t.Context(), alice); err != nil {
+		t.Fatal(err)
+	}
+	plc.set(say(document(t, alice, "new.test.com", key, "Multikey")))
+	name, err := syntax.ParseAtIdentifier("new.test.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Lookup(t.Context(), name); err != nil {
+		t.Error(err)
+	}
+}
+
+// Would catch a directory that refuses us (403) and so takes away what is known of everybody.
+func TestDirectoryRefuses(t *testing.T) {
+	t.Parallel()
+	plc := newServer(t, say(document(t, alice, "alice.example", k256(t), "Multikey")))
+	r, clock := newResolver(Config{PLCURL: plc.URL})
+	if _, err := r.LookupDID(t.Context(), alice); err != nil {
+		t.Fatal(err)
+	}
+	plc.set(status(403))
+	clock.add(freshFor)
+	if _, err := r.LookupDID(t.Context(), alice); err != nil {
+		t.Error(err)
+	}
+}
