@@ -129,7 +129,7 @@ func (h *Hold) openStore(ctx context.Context) (blobstore.Store, error) {
 func (h *Hold) openRepo(ctx context.Context) error {
 	var err error
 	h.host, err = pds.Open(ctx, pds.Config{
-		DB: h.db, Logger: h.log, ServerDID: h.did, Authorise: h.authoriseWrite,
+		DB: h.db, Logger: h.log, ServerDID: h.did, Authorise: h.authoriseWrite, Budget: pds.RelayBudget,
 		DIDDocument: func(context.Context, syntax.DID) (any, error) { return h.document, nil },
 	})
 	if err != nil {

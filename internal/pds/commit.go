@@ -77,6 +77,7 @@ func (r *Repo) Apply(ctx context.Context, writes []Write, swapCommit *cid.Cid) (
 			select {
 			case <-q.done:
 			default:
+				r.gather(ctx)
 				r.commitWaiting()
 			}
 			<-r.queue

@@ -159,6 +159,7 @@ func (h *Host) publish(ctx context.Context, fn func(tx *sql.Tx, add func(eventBo
 		return err
 	}
 	e.last = seq
+	h.spending.add(len(fresh), h.now())
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.ring = append(e.ring, fresh...)

@@ -60,17 +60,20 @@ type Config struct {
 	Domains   []string
 	// DIDDocument is for describeRepo; it may be nil.
 	DIDDocument func(ctx context.Context, did syntax.DID) (any, error)
+	// Budget of events; the zero value has no bounds. As it is used up, commits wait for others to share them.
+	Budget Budget
 	// MaxSubscribers of the firehose; 0 means 100.
 	MaxSubscribers int
 }
 
 // Host has repos and one sequence of events. Safe for concurrent use.
 type Host struct {
-	config Config
-	db     *sqldb.DB
-	log    *slog.Logger
-	now    func() time.Time
-	events *events
+	config   Config
+	db       *sqldb.DB
+	log      *slog.Logger
+	now      func() time.Time
+	events   *events
+	spending spending
 
 	subscribers atomic.Int64  // for the cap
 	exports     atomic.Int64  // downloads of whole repos, for theirs
@@ -116,8 +119,11 @@ func Open(ctx context.Context, c Config) (*Host, error) {
 	}
 	h := &Host{config: c, db: c.DB, log: c.Logger, now: c.Now, spooling: make(chan struct{}, maxSpooling), repos: map[syntax.DID]*Repo{}}
 	var err error
-	h.events, err = openEvents(ctx, c.DB)
-	return h, err
+	if h.events, err = openEvents(ctx, c.DB); err != nil {
+		return nil, err
+	}
+	h.spending.budget = c.Budget
+	return h, h.spending.load(ctx, c.DB.Reader(), h.now())
 }
 
 // Close ends the subscriptions; commits under way end as they would.

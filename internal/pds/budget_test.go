@@ -1,0 +1,122 @@
+package pds
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/atcrypto"
+
+	"atcr.io/internal/sqldb"
+)
+
+// Would catch a window that opens too early, never, or does not close again.
+func TestWindow(t *testing.T) {
+	t.Parallel()
+	s := &spending{budget: Budget{Hour: 100, Day: 1000}}
+	now := time.Unix(1_800_000_000, 0)
+	s.newest = now.Unix() / 60
+	for i, step := range []struct {
+		events int
+		after  time.Duration
+		want   time.Duration
+	}{
+		{0, 0, 0}, {50, 0, 0}, {25, time.Minute, maxGathering / 2}, {25, time.Minute, maxGathering}, {500, time.Minute, maxGathering},
+		{0, 58 * time.Minute, maxGathering}, {0, 2 * time.Minute, maxGathering / 5}, // the hour is over, of the day 600 are used
+		{0, 25 * time.Hour, 0}, {60, 0, maxGathering / 5}, {0, 100 * 24 * time.Hour, 0},
+	} {
+		now = now.Add(step.after)
+		s.add(step.events, now)
+		if got := s.window(now); (got - step.want).Abs() > time.Millisecond {
+			t.Errorf("step %d: %s, want %s", i, got, step.want)
+		}
+	}
+	s.add(10, now.Add(-time.Hour)) // a clock that jumps back
+	if s.window(now.Add(-time.Hour)) != 0 {
+		t.Error("a clock that jumps back opens the window")
+	}
+	free := &spending{}
+	free.add(1_000_000, now)
+	if free.window(now) != 0 {
+		t.Error("a host without a budget waits")
+	}
+}
+
+// Would catch a busy host whose commits a relay stops reading: over its budget, callers share them; and a
+// restart that forgets what was spent.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	key, err := atcrypto.GeneratePrivateKeyK256()
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	open := func() (*Host, *Repo) {
+		t.Helper()
+		h, err := Open(t.Context(), Config{DB: db, Budget: Budget{Hour: 4}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := h.AddRepo(t.Context(), "did:web:hold.example", key, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h, r
+	}
+	h, _ := open() // three events: identity, account, sync
+	if w := h.spending.window(time.Now()); w == 0 || w == maxGathering {
+		t.Errorf("three of four: %s", w)
+	}
+	h, r := open()
+	if w := h.spending.window(time.Now()); w == 0 {
+		t.Errorf("after a restart: %s", w)
+	}
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if _, err := r.Apply(t.Context(), []Write{{Action: Create, Collection: "com.example.thing", Value: []byte(`{"n":` + string(rune('0'+i%10)) + `}`)}}, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	var commits int
+	if err := db.Reader().QueryRow(`SELECT count(*) FROM event`).Scan(&commits); err != nil || commits > 3+3 {
+		t.Errorf("%d events for 20 callers, %v", commits-3, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Apply(ctx, []Write{{Action: Create, Collection: "com.example.thing", Value: []byte(`{}`)}}, nil); err == nil {
+		t.Error("a caller who had given up was committed")
+	}
+}
+
+// Would catch a gathering that goes on after its caller has given up.
+func TestGather(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := &Host{now: time.Now, spending: spending{budget: Budget{Hour: 1}}}
+		h.spending.newest = time.Now().Unix() / 60
+		h.spending.add(1, time.Now())
+		r := &Repo{host: h}
+		start := time.Now()
+		r.gather(t.Context())
+		if d := time.Since(start); d != maxGathering {
+			t.Errorf("waited %s", d)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start = time.Now()
+		r.gather(ctx)
+		if d := time.Since(start); d != time.Second {
+			t.Errorf("waited %s", d)
+		}
+	})
+}
