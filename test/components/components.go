@@ -34,7 +34,7 @@ type TB interface {
 }
 
 // Path is where the program of a component lies: crane, regctl, versitygw, registry, skopeo, docker, dockerd,
-// strace or node. A missing one fails the test.
+// strace, curl or node. A missing one fails the test.
 func Path(tb TB, name string) string {
 	tb.Helper()
 	path, err := toolbox.Path(name)

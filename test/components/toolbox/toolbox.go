@@ -35,6 +35,7 @@ var modules = []module{
 // one npm package that is compiled (better-sqlite3).
 var debian = map[string][]string{
 	"containerd": {"containerd"},
+	"curl":       {"curl"},
 	"docker":     {"docker.io"},
 	"dockerd":    {"docker.io"},
 	"g++":        {"g++", "libc6-dev"},
@@ -56,7 +57,7 @@ var needs = map[string][]string{
 
 // Default is what `make test` and `make bench` need: everything but the linter.
 func Default() []string {
-	return []string{"gcc", "skopeo", "dockerd", "strace", "devnet", "crane", "regctl", "versitygw", "registry"}
+	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "crane", "regctl", "versitygw", "registry"}
 }
 
 const nodeVersion = "22.23.3"
