@@ -10,6 +10,7 @@ package envconf
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"regexp"
@@ -109,16 +110,21 @@ func (f field) load(values map[string]string) error {
 	return nil
 }
 
+// readFile reads no more than it takes, whatever path is: a pipe or a device has no size.
 func readFile(path string) (string, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
-	if info.Size() > maxFileBytes {
+	defer func() { _ = f.Close() }()
+	raw, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
+	if err != nil {
+		return "", err
+	}
+	if len(raw) > maxFileBytes {
 		return "", fmt.Errorf("%s is larger than 64 KiB", path)
 	}
-	raw, err := os.ReadFile(path)
-	return strings.TrimRight(string(raw), "\r\n"), err
+	return strings.TrimRight(string(raw), "\r\n"), nil
 }
 
 func (f field) set(text string) error {

@@ -85,7 +85,7 @@ func TestProblems(t *testing.T) {
 	if strings.Contains(err.Error(), "secretword") || !errors.Is(err, errInvalid) {
 		t.Errorf("%v", err)
 	}
-	for _, file := range []string{"/does/not/exist", big} {
+	for _, file := range []string{"/does/not/exist", big, "/dev/zero"} {
 		if _, err := load(t, "TEST_URL=x", "OTHER_KEY_FILE="+file); err == nil {
 			t.Errorf("%s was read", file)
 		}
