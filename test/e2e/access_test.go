@@ -149,6 +149,28 @@ func TestBytes(t *testing.T) {
 	}
 }
 
+// Would catch a full disk that is answered with a success, that stays full of what was refused, or that ends
+// the hold.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	n := startNetwork(t, "full disk")
+	token := registryToken(t, n, n.alice, "repository:alice.test/full:pull,push")
+	base := "http://" + n.registry + "/v2/alice.test/full/blobs/"
+	blob := make([]byte, 20<<20)
+	_, _ = rand.Read(blob) // never fails
+	digest := oci.FromBytes(blob)
+	location := startUpload(t, base, token)
+	if status := patch(t.Context(), location, token, bytes.NewReader(blob)); status != http.StatusInsufficientStorage && status != http.StatusServiceUnavailable {
+		t.Errorf("a full disk is answered with %d", status)
+	}
+	do(t, http.MethodDelete, location, token, nil, http.StatusNoContent)
+	if status, _ := get(t, base+digest.String(), "Authorization", "Bearer "+token); status != http.StatusNotFound {
+		t.Errorf("half a blob is answered with %d", status)
+	}
+	small := blob[:4<<20]
+	do(t, http.MethodPut, startUpload(t, base, token)+"?digest="+oci.FromBytes(small).String(), token, bytes.NewReader(small), http.StatusCreated)
+}
+
 // patch sends body to an upload and returns the status, 0 where there was no answer.
 func patch(ctx context.Context, location, token string, body io.Reader) int {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPatch, location, body)

@@ -142,15 +142,14 @@ func (d *daemon) kill(signal syscall.Signal) {
 // network is the reference PDS with alice and bob, a public hold that everybody may push to, a private
 // one that is bob's alone, and an AppView.
 type network struct {
-	pds           *components.PDS
-	alice, bob    components.Account
-	public        *daemon
-	private       *daemon
-	appview       *daemon
-	registry      string // host:port of the AppView
-	publicDID     string
-	privateDID    string
-	publicStorage string // the public hold's folder, or ""
+	pds        *components.PDS
+	alice, bob components.Account
+	public     *daemon
+	private    *daemon
+	appview    *daemon
+	registry   string // host:port of the AppView
+	publicDID  string
+	privateDID string
 }
 
 func startNetwork(t *testing.T, driver string) *network {
@@ -158,11 +157,12 @@ func startNetwork(t *testing.T, driver string) *network {
 	n := &network{pds: components.StartReferencePDS(t, "alice.test", "bob.test")}
 	n.alice, n.bob = n.pds.Accounts[0], n.pds.Accounts[1]
 	publicStorage := []string{"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir()}
-	n.publicStorage = strings.TrimPrefix(publicStorage[1], "STORAGE_ROOT_DIR=")
-	if driver == "s3" {
+	switch driver {
+	case "full disk":
+		publicStorage[1] = "STORAGE_ROOT_DIR=" + smallDisk(t)
+	case "s3":
 		s3 := components.StartVersityGW(t)
 		s3.CreateBucket(t, "blobs")
-		n.publicStorage = ""
 		publicStorage = []string{
 			"STORAGE_DRIVER=s3", "S3_ENDPOINT=" + s3.Endpoint, "S3_BUCKET=blobs",
 			"AWS_ACCESS_KEY_ID=" + s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s3.SecretKey,
@@ -176,6 +176,21 @@ func startNetwork(t *testing.T, driver string) *network {
 		"ATCR_HTTP_ADDR="+n.registry, "ATCR_DEBUG_ADDR=", "ATCR_BASE_URL=http://"+n.registry, "ATCR_DEFAULT_HOLD_DID="+n.publicDID,
 		"ATCR_DATABASE_DIR="+t.TempDir(), "ATCR_PLC_URL="+n.pds.PLCURL, "ATCR_HANDLE_RESOLVER_URL="+n.pds.URL, "ATCR_LOG_LEVEL=debug", "TEST_MODE=true")
 	return n
+}
+
+// smallDisk is a file system of 8 MiB.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatalf("mount a small file system (root is needed): %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // startHold starts a hold on localhost (whose did:web the reference PDS signs tokens for).
