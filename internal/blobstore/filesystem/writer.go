@@ -29,8 +29,9 @@ type writer struct {
 	file  *os.File // nil: the file is gone, renamed perhaps
 	size  int64
 
-	flushed  int64         // up to here the kernel was told to write
-	flushing chan struct{} // closed when the flush under way ended
+	flushed  int64      // up to here the kernel was told to write
+	flushing chan error // gets the end of the flush under way
+	lost     error      // the system could not write bytes that it had taken
 }
 
 func (w *writer) staged() string {
@@ -56,7 +57,7 @@ func (w *writer) ReadFrom(r io.Reader) (int64, error) {
 			}
 			if err == nil {
 				w.size += int64(b.n)
-				w.flush()
+				err = w.flush()
 			}
 			buffers.Put(b.buffer)
 		}
@@ -92,24 +93,29 @@ func fill(r io.Reader, p []byte) (n int, err error) {
 
 // flush has the kernel write what came since the last flush, at most one at a time; a disk that is slower
 // than the sender slows it.
-func (w *writer) flush() {
+func (w *writer) flush() error {
 	if w.size-w.flushed < flushBytes {
-		return
+		return nil
 	}
-	w.awaitFlush()
-	from, to, done := w.flushed, w.size, make(chan struct{})
+	if err := w.awaitFlush(); err != nil {
+		return err
+	}
+	from, to, done := w.flushed, w.size, make(chan error, 1)
 	w.flushed, w.flushing = to, done
-	go func() {
-		defer close(done)
-		writeOut(w.file, from, to-from)
-	}()
+	go func() { done <- writeOut(w.file, from, to-from) }()
+	return nil
 }
 
-func (w *writer) awaitFlush() {
+// awaitFlush waits for the flush under way. The system tells of bytes that it could not write once only, so
+// what it told is kept: a sync afterwards would say that all is well.
+func (w *writer) awaitFlush() error {
 	if w.flushing != nil {
-		<-w.flushing
+		if err := <-w.flushing; err != nil {
+			w.lost = err
+		}
 		w.flushing = nil
 	}
+	return w.lost
 }
 
 func (w *writer) Size() int64 { return w.size }
@@ -132,8 +138,11 @@ func (w *writer) Commit(_ context.Context, final string) (string, error) {
 		}
 		return final, syncFolder(filepath.Dir(path))
 	}
-	w.awaitFlush()
+	if err := w.awaitFlush(); err != nil {
+		return "", translate(err)
+	}
 	if err := w.file.Sync(); err != nil {
+		w.lost = err
 		return "", translate(err)
 	}
 	if err := w.store.rename(w.staged(), path); err != nil {
@@ -145,7 +154,7 @@ func (w *writer) Commit(_ context.Context, final string) (string, error) {
 }
 
 func (w *writer) Close() error {
-	w.awaitFlush()
+	_ = w.awaitFlush() // told by ReadFrom or Commit
 	if w.file == nil {
 		return nil
 	}
