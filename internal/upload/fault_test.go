@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	"atcr.io/internal/blobstore"
@@ -17,12 +18,15 @@ var errFault = errors.New("injected")
 
 // faults fails the n-th step of an operation, and every one after it when the process is to be dead.
 type faults struct {
+	mu       sync.Mutex
 	at, seen int
 	crash    bool
 	fired    string
 }
 
 func (f *faults) step(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.seen++
 	if f.seen == f.at {
 		f.fired = name
@@ -145,9 +149,13 @@ func faultAt(r *rig, m presigning, name string, run scenario, data []byte, d oci
 		}
 	}
 	s := r.begin(alice)
-	m.fault, r.db.fault = f.step, f.step
+	m.fault.set(f.step)
+	r.db.fault.set(f.step)
 	err := run(t.Context(), r, m, s, data, d)
-	m.fault, r.db.fault = nil, nil
+	m.fault.clear()
+	r.db.fault.clear()
+	f.mu.Lock() // a step of a loop may still be in it
+	defer f.mu.Unlock()
 	if f.fired == "" {
 		if err != nil {
 			t.Fatalf("without a fault: %v", err)

@@ -148,17 +148,17 @@ func TestFilesystemCrashAfterRename(t *testing.T) {
 		if _, err := r.Append(t.Context(), s.Secret, nil, bytes.NewReader(data)); err != nil {
 			t.Fatal(err)
 		}
-		r.db.fault = func(step string) error {
+		r.db.fault.set(func(step string) error {
 			if step == "before db write" {
 				return errFault
 			}
 			return nil
-		}
+		})
 		if _, err := r.Finish(t.Context(), s.Secret, d, nil, nil); !errors.Is(err, errFault) {
 			t.Fatal(err)
 		}
 		r.absent(d)
-		r.db.fault = nil
+		r.db.fault.clear()
 		r.reopen()
 		if _, err := r.Finish(t.Context(), s.Secret, d, nil, nil); err != nil && (size > 0 || !errors.Is(err, ErrUnknown)) {
 			t.Errorf("%d bytes: %v", size, err)

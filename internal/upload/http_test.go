@@ -252,12 +252,12 @@ func TestFinalPutIsQuick(t *testing.T) {
 		t.Fatal(err)
 	}
 	var after []string
-	m.fault = func(step string) error {
+	m.fault.set(func(step string) error {
 		if name, ok := strings.CutPrefix(step, "before "); ok {
 			after = append(after, name)
 		}
 		return nil
-	}
+	})
 	if _, err := r.Finish(t.Context(), s.Secret, oci.FromBytes(data), nil, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -278,12 +278,12 @@ func TestPresigned(t *testing.T) {
 			r := newRig(t, m, nil)
 			if !inline {
 				r.inline = 1000
-				m.fault = func(step string) error {
+				m.fault.set(func(step string) error {
 					if step == "before open" {
 						return errors.New("the storage is slow today")
 					}
 					return nil
-				}
+				})
 			}
 			s := r.begin(alice)
 			blob, err := r.direct(m, s, data, d)
@@ -307,7 +307,7 @@ func TestPresigned(t *testing.T) {
 				if err := r.Close(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				m.fault = nil
+				m.fault.clear()
 				r.open()
 				if err := r.verifyAll(t.Context()); err != nil {
 					t.Fatal(err)
@@ -374,12 +374,12 @@ func TestPresignedClaimBlocksNobody(t *testing.T) {
 	data := noise(200_000, 1)
 	d := oci.FromBytes(data)
 	slow := errors.New("the storage is slow today")
-	m.fault = func(step string) error {
+	m.fault.set(func(step string) error {
 		if step == "before open" {
 			return slow
 		}
 		return nil
-	}
+	})
 	claims := []Session{r.begin(alice), r.begin(alice)}
 	if _, err := r.direct(m, claims[0], noise(200_000, 2), d); err != nil { // alice lies
 		t.Fatal(err)
@@ -394,7 +394,7 @@ func TestPresignedClaimBlocksNobody(t *testing.T) {
 	if err := r.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	m.fault = nil
+	m.fault.clear()
 	r.open()
 	if err := r.verifyAll(t.Context()); err != nil {
 		t.Fatal(err)
@@ -458,12 +458,12 @@ func TestPresignedEdges(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	m.fault = func(step string) error {
+	m.fault.set(func(step string) error {
 		if step == "before open" {
 			return errors.New("the storage cannot read")
 		}
 		return nil
-	}
+	})
 	if blob, err := r.Complete(t.Context(), alice, s.ID, d, []blobstore.Part{{Number: 1, ETag: etag}}); err != nil || blob.Verified {
 		t.Fatalf("%+v, %v", blob, err)
 	}

@@ -101,7 +101,7 @@ func TestMarkTouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	writes := 0
-	r.db.fault = func(string) error { writes++; return nil }
+	r.db.fault.set(func(string) error { writes++; return nil })
 	touch := func() {
 		t.Helper()
 		blob, err := r.Stat(t.Context(), d, "")
@@ -122,7 +122,7 @@ func TestMarkTouched(t *testing.T) {
 	if writes != 2 { // before and after one
 		t.Errorf("%d writes", writes)
 	}
-	r.db.fault = nil
+	r.db.fault.clear()
 	r.reopen()
 	if blob, err := r.Stat(t.Context(), d, ""); err != nil || !blob.TouchedAt.Equal(r.clock.now()) {
 		t.Errorf("%+v, %v", blob, err)
@@ -139,16 +139,16 @@ func TestPutAgain(t *testing.T) {
 	if _, err := r.Append(t.Context(), s.Secret, nil, bytes.NewReader(data)); err != nil {
 		t.Fatal(err)
 	}
-	m.fault = func(step string) error {
+	m.fault.set(func(step string) error {
 		if step == "before commit" {
 			return errFault
 		}
 		return nil
-	}
+	})
 	if _, err := r.Finish(t.Context(), s.Secret, oci.FromBytes(data), nil, nil); !errors.Is(err, errFault) {
 		t.Fatal(err)
 	}
-	m.fault = nil
+	m.fault.clear()
 	if _, err := r.Finish(t.Context(), s.Secret, oci.FromBytes(data), nil, bytes.NewReader(data)); err != nil {
 		t.Fatal(err)
 	}
@@ -166,16 +166,16 @@ func TestNothingIsAddedToAPlacedBlob(t *testing.T) {
 		if _, err := r.Append(t.Context(), s.Secret, nil, bytes.NewReader(data)); err != nil {
 			t.Fatal(err)
 		}
-		m.fault = func(step string) error {
+		m.fault.set(func(step string) error {
 			if step == "after commit" {
 				return errFault
 			}
 			return nil
-		}
+		})
 		if _, err := r.Finish(t.Context(), s.Secret, d, nil, nil); !errors.Is(err, errFault) {
 			t.Fatal(err)
 		}
-		m.fault = nil
+		m.fault.clear()
 		if _, err := r.Append(t.Context(), s.Secret, nil, strings.NewReader("more")); !errors.Is(err, ErrUnknown) {
 			t.Errorf("more: %v", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"atcr.io/internal/blobstore"
@@ -23,7 +24,7 @@ type memory struct {
 	objects map[string][]byte
 	staged  map[string]*staged
 	serial  int
-	fault   func(step string) error // may be nil
+	fault   hook
 	// keepKeys commits at a key of its own unless Create was told the final one, as S3 does for large objects.
 	keepKeys bool
 }
@@ -44,16 +45,25 @@ func newMemory() *memory {
 	return &memory{objects: map[string][]byte{}, staged: map[string]*staged{}}
 }
 
-func (m *memory) step(name string) error {
-	if m.fault == nil {
-		return nil
+// hook is asked at each step; the loops of an Uploads may be at one while a test changes it.
+type hook struct {
+	fn atomic.Pointer[func(step string) error]
+}
+
+func (h *hook) set(fn func(step string) error) { h.fn.Store(&fn) }
+
+func (h *hook) clear() { h.fn.Store(nil) }
+
+func (h *hook) step(name string) error {
+	if fn := h.fn.Load(); fn != nil {
+		return (*fn)(name)
 	}
-	return m.fault(name)
+	return nil
 }
 
 // around runs fn with a fault before or after it.
 func (m *memory) around(name string, fn func() error) error {
-	if err := m.step("before " + name); err != nil {
+	if err := m.fault.step("before " + name); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -62,7 +72,7 @@ func (m *memory) around(name string, fn func() error) error {
 	if err != nil {
 		return err
 	}
-	return m.step("after " + name)
+	return m.fault.step("after " + name)
 }
 
 func (m *memory) Check(context.Context) error { return nil }

@@ -97,22 +97,17 @@ func (r *rig) reopen() {
 // faultyDB fails before or after a write transaction when fault says so.
 type faultyDB struct {
 	*sqldb.DB
-	fault func(step string) error
+	fault hook
 }
 
 func (d *faultyDB) around(name string, fn func() error) error {
-	if d.fault != nil {
-		if err := d.fault("before " + name); err != nil {
-			return err
-		}
+	if err := d.fault.step("before " + name); err != nil {
+		return err
 	}
 	if err := fn(); err != nil {
 		return err
 	}
-	if d.fault != nil {
-		return d.fault("after " + name)
-	}
-	return nil
+	return d.fault.step("after " + name)
 }
 
 func (d *faultyDB) Write(ctx context.Context, fn func(*sql.Tx) error) error {
