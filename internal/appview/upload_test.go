@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"atcr.io/internal/oci"
@@ -347,6 +348,59 @@ func TestBrokenOff(t *testing.T) {
 	e = oci.AsError((&relay{}).failed(t.Context(), &ticket{Hold: "did:web:hold.test"}, &sentBody{}, errors.New("refused")))
 	if e.HTTPStatus() != 503 || !strings.Contains(e.Message, "did:web:hold.test") {
 		t.Errorf("%v", e)
+	}
+}
+
+// pieces gives one piece a Read, after a wait.
+type pieces struct {
+	left [][]byte
+	wait time.Duration
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(p.left) == 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(p.wait) // in a synctest bubble: no real time passes
+	n := copy(b, p.left[0])
+	p.left = p.left[1:]
+	return n, nil
+}
+
+type writes [][]byte
+
+func (w *writes) Write(p []byte) (int, error) {
+	*w = append(*w, bytes.Clone(p))
+	return len(p), nil
+}
+
+// Would catch bytes of a slow sender that are held back until the hold gives it up, and those of a fast one
+// that go on as small as they came.
+func TestSentBodyPieces(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		wait time.Duration
+		want int // writes
+	}{"fast": {0, 1}, "slow": {time.Second, 4}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				from := &pieces{left: [][]byte{[]byte("ab"), []byte("c"), []byte("de"), []byte("f")}, wait: test.wait}
+				var got writes
+				n, err := (&sentBody{from: from}).WriteTo(&got)
+				if n != 6 || err != nil || string(bytes.Join(got, nil)) != "abcdef" {
+					t.Fatalf("%d bytes %q, %v", n, got, err)
+				}
+				if len(got) != test.want {
+					t.Errorf("%d writes, want %d: %q", len(got), test.want, got)
+				}
+			})
+		})
+	}
+	var got writes
+	body := &sentBody{from: io.MultiReader(strings.NewReader("abc"), errReader{})}
+	if n, err := body.WriteTo(&got); n != 3 || err == nil || body.failure() == nil {
+		t.Errorf("a sender that breaks off: %d, %v, %v", n, err, body.failure())
 	}
 }
 
