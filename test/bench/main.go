@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	b.stoppers = append(b.stoppers, b.network.Close)
 	b.alice = b.network.Accounts[0]
 
-	b.printf("# Benchmarks\n\n%s, %d cores, %s, %s/%s. Peer: distribution 3.1.2, same machine, same run; medians of %d rounds.\n",
+	b.printf("# Benchmarks\n\n`make bench` prints this page anew: one run, each figure beside its peer.\n\n%s, %d cores, %s, %s/%s. Peer: distribution 3.1.2, same machine, same run; medians of %d rounds.\n",
 		time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH, b.rounds)
 	known := map[string]bool{}
 	for _, s := range sections {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -131,7 +132,7 @@ func benchMemory(ctx context.Context, b *bench) error {
 				if err != nil {
 					return err
 				}
-				b.printf("| %s | %s | %s | %d MB | %.0f | %s |\n", map[bool]string{false: "folder", true: "S3"}[s3], t.name, p.name, peak/1e6,
+				b.printf("| %s | %s | %s | %d MB | %.0f | %s |\n", map[bool]string{false: "folder", true: "S3"}[s3], t.name, strings.TrimSuffix(strings.TrimSuffix(p.name, "-memory-folder"), "-memory-s3"), peak/1e6,
 					float64(len(layers))*256*1.048576/total.Seconds(), worst.Round(time.Millisecond))
 			}
 		}
