@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"atcr.io/internal/blobstore"
@@ -22,7 +23,10 @@ import (
 
 // Store is a blobstore.Store over a folder. Safe for concurrent use.
 type Store struct {
-	root string
+	root     string
+	sync     func(*os.File) error // tests break it
+	writeOut func(f *os.File, from, n int64) error
+	lent     atomic.Int64 // large buffers in use
 
 	mu      sync.Mutex
 	folders map[string]bool // known to be there, and durable
@@ -31,7 +35,9 @@ type Store struct {
 var _ blobstore.Store = (*Store)(nil)
 
 // New makes a Store over root, an absolute path. Check makes the folder.
-func New(root string) *Store { return &Store{root: root, folders: map[string]bool{}} }
+func New(root string) *Store {
+	return &Store{root: root, folders: map[string]bool{}, sync: (*os.File).Sync, writeOut: writeOut}
+}
 
 // path is where a key's file is. Errors: keys that are empty, absolute, or have empty or dot parts.
 func (s *Store) path(key string) (string, error) {
@@ -76,7 +82,7 @@ func (s *Store) folder(dir string) error {
 	case err != nil && !errors.Is(err, fs.ErrExist):
 		return translate(err)
 	}
-	if err := syncFolder(filepath.Dir(dir)); err != nil {
+	if err := s.syncFolder(filepath.Dir(dir)); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -88,12 +94,12 @@ func (s *Store) folder(dir string) error {
 	return nil
 }
 
-func syncFolder(dir string) error {
+func (s *Store) syncFolder(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(s.sync(d), d.Close())
 }
 
 // translate names what the contract names.
@@ -107,25 +113,54 @@ func translate(err error) error {
 	return err
 }
 
+// missing is translate for a key that is read: below a file there is nothing.
+func missing(err error) error {
+	if errors.Is(err, syscall.ENOTDIR) {
+		return fmt.Errorf("%w: %w", blobstore.ErrNotFound, err)
+	}
+	return translate(err)
+}
+
 // Put writes beside and renames.
 func (s *Store) Put(_ context.Context, key string, data []byte) error {
 	final, err := s.path(key)
 	if err != nil {
 		return err
 	}
-	staged := filepath.Join(s.root, filepath.FromSlash(blobstore.StagingPrefix+rand.Text()))
-	if err := s.folder(filepath.Dir(staged)); err != nil {
+	f, err := s.stage(rand.Text())
+	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(staged, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
-	if err != nil {
-		return translate(err)
-	}
 	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(translate(err), os.Remove(staged))
+	if err = errors.Join(err, s.sync(f), f.Close()); err == nil {
+		err = s.rename(f.Name(), final)
 	}
-	return s.rename(staged, final)
+	if err != nil {
+		_ = os.Remove(f.Name()) // gone where it was renamed
+	}
+	return translate(err)
+}
+
+// stage makes a file of the staging folder.
+func (s *Store) stage(name string) (*os.File, error) {
+	path := filepath.Join(s.root, filepath.FromSlash(blobstore.StagingPrefix+name))
+	for first := true; ; first = false {
+		if err := s.folder(filepath.Dir(path)); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
+		if first && errors.Is(err, fs.ErrNotExist) { // the folder was removed behind our back
+			s.forgetFolders()
+			continue
+		}
+		return f, translate(err)
+	}
+}
+
+func (s *Store) forgetFolders() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.folders)
 }
 
 // rename makes staged, whose bytes are durable, the final file, durably.
@@ -136,9 +171,7 @@ func (s *Store) rename(staged, final string) error {
 	}
 	err := os.Rename(staged, final)
 	if errors.Is(err, fs.ErrNotExist) { // the folder was removed behind our back
-		s.mu.Lock()
-		clear(s.folders)
-		s.mu.Unlock()
+		s.forgetFolders()
 		if err = s.folder(dir); err == nil {
 			err = os.Rename(staged, final)
 		}
@@ -146,7 +179,7 @@ func (s *Store) rename(staged, final string) error {
 	if err != nil {
 		return translate(err)
 	}
-	return syncFolder(dir)
+	return s.syncFolder(dir)
 }
 
 // Open opens the file itself, so that it can be sent by the kernel.
@@ -157,7 +190,10 @@ func (s *Store) Open(_ context.Context, key string) (blobstore.Object, error) {
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, translate(err)
+		return nil, missing(err)
+	}
+	if info, err := f.Stat(); err != nil || info.IsDir() {
+		return nil, errors.Join(blobstore.ErrNotFound, err, f.Close())
 	}
 	return f, nil
 }
@@ -170,7 +206,7 @@ func (s *Store) Stat(_ context.Context, key string) (int64, error) {
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return 0, translate(err)
+		return 0, missing(err)
 	}
 	if info.IsDir() {
 		return 0, blobstore.ErrNotFound
@@ -184,20 +220,20 @@ func (s *Store) Delete(_ context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := missing(os.Remove(path)); err != nil && !errors.Is(err, blobstore.ErrNotFound) {
 		return err
 	}
 	return nil
 }
 
-// List walks the folder.
+// List walks the folder. What is removed meanwhile is left out, and ends nothing.
 func (s *Store) List(ctx context.Context, prefix string, fn func(key string, size int64) error) error {
 	start := filepath.Join(s.root, filepath.FromSlash(prefix[:strings.LastIndex(prefix, "/")+1]))
-	err := filepath.WalkDir(start, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+	return filepath.WalkDir(start, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
-		if err := ctx.Err(); err != nil {
+		if err := errors.Join(err, ctx.Err()); err != nil {
 			return err
 		}
 		rel, err := filepath.Rel(s.root, path)
@@ -209,15 +245,14 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(key string, siz
 			return nil
 		}
 		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		return fn(key, info.Size())
 	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // state is what Resume needs.
@@ -230,13 +265,9 @@ type state struct {
 // Create begins a staged file. Where it goes is said by Commit alone, so key does not matter here.
 func (s *Store) Create(context.Context, string) (blobstore.Writer, error) {
 	name := rand.Text()
-	path := filepath.Join(s.root, filepath.FromSlash(blobstore.StagingPrefix+name))
-	if err := s.folder(filepath.Dir(path)); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
+	f, err := s.stage(name)
 	if err != nil {
-		return nil, translate(err)
+		return nil, err
 	}
 	return &writer{store: s, name: name, file: f}, nil
 }

@@ -7,12 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeOut has the kernel write a range and waits for it, so that Commit's sync has little left to do. An
-// error means that bytes are lost; a file system that cannot be told is no error.
+// writeOut has the kernel write a range and waits for it. An error that says that bytes could not be written
+// must be kept: the kernel counts it as told, and a later sync of the same file succeeds. Where the call
+// itself is refused, Commit's sync is what counts.
 func writeOut(f *os.File, from, n int64) error {
 	err := unix.SyncFileRange(int(f.Fd()), from, n, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESPIPE) {
-		return nil
+	for _, refused := range []error{unix.ENOSYS, unix.EINVAL, unix.EPERM, unix.EOPNOTSUPP, unix.ESPIPE, unix.EINTR} {
+		if errors.Is(err, refused) {
+			return nil
+		}
 	}
 	return err
 }

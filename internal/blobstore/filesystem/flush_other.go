@@ -4,5 +4,5 @@ package filesystem
 
 import "os"
 
-// writeOut has the system write the file, so that Commit's sync has little left to do.
+// writeOut has the system write the file. Its error must be kept: a later sync need not repeat it.
 func writeOut(f *os.File, _, _ int64) error { return f.Sync() }

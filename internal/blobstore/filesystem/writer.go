@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,11 +16,36 @@ import (
 
 const (
 	bufferBytes = 1 << 20
+	// Senders who are slow keep a buffer for long. Only so many are large; who finds none takes a small one.
+	largeBuffers     = 32
+	smallBufferBytes = 64 << 10
 	// flushBytes is how far the disk is left behind: what Commit's sync may still have to write.
 	flushBytes = 8 << 20
 )
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, bufferBytes); return &b }}
+var (
+	large = sync.Pool{New: func() any { return make([]byte, bufferBytes) }}
+	small = sync.Pool{New: func() any { return make([]byte, smallBufferBytes) }}
+)
+
+// buffer is a large one, or a small one where the large ones are given out.
+func (s *Store) buffer() []byte {
+	pool := &large
+	if s.lent.Add(1) > largeBuffers {
+		s.lent.Add(-1)
+		pool = &small
+	}
+	return pool.Get().([]byte) //nolint:errcheck,forcetypeassert // nothing else is put in
+}
+
+func (s *Store) giveBack(b []byte) {
+	if len(b) == smallBufferBytes {
+		small.Put(b) //nolint:staticcheck // the slice's header is small beside its bytes
+		return
+	}
+	s.lent.Add(-1)
+	large.Put(b) //nolint:staticcheck // as above
+}
 
 // writer appends to a staged file. The disk is told to write while bytes still arrive, so that Commit has
 // little to wait for.
@@ -38,42 +64,50 @@ func (w *writer) staged() string {
 	return filepath.Join(w.store.root, filepath.FromSlash(blobstore.StagingPrefix+w.name))
 }
 
-// ReadFrom reads into one buffer while another is written.
+// ReadFrom reads into one buffer while another is written. When writing fails, no more is read.
 func (w *writer) ReadFrom(r io.Reader) (int64, error) {
 	if w.file == nil {
 		return 0, fmt.Errorf("%w: the staged file is gone", blobstore.ErrNotFound)
 	}
+	if w.lost != nil {
+		return 0, w.lost
+	}
 	type block struct {
-		buffer *[]byte
+		buffer []byte
 		n      int
 	}
-	full := make(chan block)
-	written := make(chan error, 1)
+	begin := w.size
+	full, done := make(chan block), make(chan struct{})
+	var writeErr error
 	go func() {
-		var err error
+		defer close(done)
 		for b := range full {
-			if err == nil {
-				_, err = w.file.WriteAt((*b.buffer)[:b.n], w.size)
-			}
-			if err == nil {
+			if _, writeErr = w.file.WriteAt(b.buffer[:b.n], w.size); writeErr == nil {
 				w.size += int64(b.n)
-				err = w.flush()
+				writeErr = w.flush()
 			}
-			buffers.Put(b.buffer)
+			w.store.giveBack(b.buffer)
+			if writeErr != nil {
+				return
+			}
 		}
-		written <- err
 	}()
-	var taken int64
 	var readErr error
-	for readErr == nil {
-		b := block{buffer: buffers.Get().(*[]byte)}
-		b.n, readErr = fill(r, *b.buffer)
-		taken += int64(b.n)
-		full <- b
+	for reading := true; reading && readErr == nil; {
+		b := block{buffer: w.store.buffer()}
+		b.n, readErr = fill(r, b.buffer)
+		select {
+		case full <- b:
+		case <-done:
+			w.store.giveBack(b.buffer)
+			reading = false
+		}
 	}
 	close(full)
-	if err := <-written; err != nil {
-		return taken, translate(err)
+	<-done
+	taken := w.size - begin
+	if writeErr != nil {
+		return taken, translate(writeErr)
 	}
 	if errors.Is(readErr, io.EOF) {
 		return taken, nil
@@ -102,7 +136,7 @@ func (w *writer) flush() error {
 	}
 	from, to, done := w.flushed, w.size, make(chan error, 1)
 	w.flushed, w.flushing = to, done
-	go func() { done <- writeOut(w.file, from, to-from) }()
+	go func() { done <- w.store.writeOut(w.file, from, to-from) }()
 	return nil
 }
 
@@ -122,6 +156,9 @@ func (w *writer) Size() int64 { return w.size }
 
 // State needs no waiting: what was written outlives the process.
 func (w *writer) State(context.Context) ([]byte, error) {
+	if w.lost != nil {
+		return nil, translate(w.lost)
+	}
 	return json.Marshal(state{Name: w.name, Size: w.size, Boot: blobstore.BootID()})
 }
 
@@ -136,16 +173,21 @@ func (w *writer) Commit(_ context.Context, final string) (string, error) {
 		if err != nil || info.Size() != w.size {
 			return "", fmt.Errorf("%w: the staged file is gone", blobstore.ErrNotFound)
 		}
-		return final, syncFolder(filepath.Dir(path))
+		return final, w.store.syncFolder(filepath.Dir(path))
 	}
 	if err := w.awaitFlush(); err != nil {
 		return "", translate(err)
 	}
-	if err := w.file.Sync(); err != nil {
+	if err := w.store.sync(w.file); err != nil {
 		w.lost = err
 		return "", translate(err)
 	}
 	if err := w.store.rename(w.staged(), path); err != nil {
+		if _, gone := os.Lstat(w.staged()); errors.Is(gone, fs.ErrNotExist) {
+			// The file has its name, but not durably: the next Commit goes on from there.
+			err = errors.Join(err, w.file.Close())
+			w.file = nil
+		}
 		return "", err
 	}
 	err = w.file.Close()
@@ -153,12 +195,16 @@ func (w *writer) Commit(_ context.Context, final string) (string, error) {
 	return final, err
 }
 
+// Close also removes the staged file where bytes of it may be lost: no Resume could tell which.
 func (w *writer) Close() error {
-	_ = w.awaitFlush() // told by ReadFrom or Commit
+	lost := w.awaitFlush()
 	if w.file == nil {
 		return nil
 	}
 	err := w.file.Close()
 	w.file = nil
+	if lost != nil {
+		err = errors.Join(err, os.Remove(w.staged()))
+	}
 	return err
 }

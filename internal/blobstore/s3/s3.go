@@ -288,6 +288,9 @@ func (s *Store) PresignPart(ctx context.Context, raw []byte, number int, ttl tim
 	if err != nil {
 		return "", nil, err
 	}
+	if number < 1 || number > maxParts {
+		return "", nil, fmt.Errorf("s3: part %d: parts are 1 to %d", number, maxParts)
+	}
 	u, err := s.presign.Presign(ctx, http.MethodPut, s.config.Bucket, st.Key, ttl, url.Values{
 		"partNumber": {strconv.Itoa(number)}, "uploadId": {st.UploadID},
 	})
@@ -320,6 +323,7 @@ func (s *Store) CompleteMultipart(ctx context.Context, raw []byte, parts []blobs
 
 // state is an unfinished object: for Resume, Discard and presigned parts.
 type state struct {
+	ID       string `json:"id,omitempty"` // names its files in SpoolDir
 	Key      string `json:"key,omitempty"`
 	UploadID string `json:"uploadId,omitempty"`
 	Parts    []part `json:"parts,omitempty"`
@@ -335,7 +339,7 @@ type part struct {
 
 func parseState(raw []byte) (state, error) {
 	var st state
-	if err := json.Unmarshal(raw, &st); err != nil || strings.ContainsAny(st.Tail, "/\\") || st.TailSize < 0 {
+	if err := json.Unmarshal(raw, &st); err != nil || strings.ContainsAny(st.Tail, "/\\") || strings.ContainsAny(st.ID, "/\\.*?[") || st.TailSize < 0 {
 		return st, fmt.Errorf("%w: the state is not valid", blobstore.ErrNotFound)
 	}
 	return st, nil
@@ -348,20 +352,66 @@ func (s *Store) Discard(ctx context.Context, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	if st.UploadID != "" {
-		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-		defer cancel()
-		err := translate(s.core.AbortMultipartUpload(ctx, s.config.Bucket, st.Key, st.UploadID))
-		if !errors.Is(err, blobstore.ErrNotFound) {
-			errs = append(errs, err)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if err := s.abort(ctx, st); err != nil {
+		return err
+	}
+	return s.clearSpool(st)
+}
+
+// abort ends the multipart upload of st, or the one that was begun after it.
+func (s *Store) abort(ctx context.Context, st state) error {
+	if st.UploadID == "" {
+		st.UploadID = s.begun(st)
+	}
+	if st.UploadID == "" {
+		return nil
+	}
+	err := translate(s.core.AbortMultipartUpload(ctx, s.config.Bucket, st.Key, st.UploadID))
+	if errors.Is(err, blobstore.ErrNotFound) {
+		err = nil
+	}
+	if strings.HasPrefix(st.Key, blobstore.StagingPrefix) {
+		err = errors.Join(err, s.Delete(ctx, st.Key))
+	}
+	return err
+}
+
+// begunFile holds the upload's id until it is completed or aborted.
+func (s *Store) begunFile(st state) string { return filepath.Join(s.config.SpoolDir, st.ID+".begun") }
+
+func (s *Store) begun(st state) string {
+	if st.ID == "" {
+		return ""
+	}
+	id, err := os.ReadFile(s.begunFile(st))
+	if err != nil {
+		return ""
+	}
+	return string(id)
+}
+
+// clearSpool removes all files of an upload.
+func (s *Store) clearSpool(st state) error {
+	var names []string
+	if st.Tail != "" {
+		names = append(names, filepath.Join(s.config.SpoolDir, st.Tail))
+	}
+	if st.ID != "" {
+		entries, err := os.ReadDir(s.config.SpoolDir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), st.ID+".") {
+				names = append(names, filepath.Join(s.config.SpoolDir, e.Name()))
+			}
 		}
 	}
-	if st.UploadID != "" && strings.HasPrefix(st.Key, blobstore.StagingPrefix) {
-		errs = append(errs, s.Delete(ctx, st.Key))
-	}
-	if st.Tail != "" {
-		if err := os.Remove(filepath.Join(s.config.SpoolDir, st.Tail)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	var errs []error
+	for _, name := range names {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
@@ -369,17 +419,19 @@ func (s *Store) Discard(ctx context.Context, raw []byte) error {
 }
 
 // buffer waits for one of the process's part buffers.
-func (s *Store) buffer() []byte {
+func (s *Store) buffer(ctx context.Context) ([]byte, error) {
 	select {
 	case b := <-s.pool:
-		return b
+		return b, nil
 	default:
 	}
 	select {
 	case b := <-s.pool:
-		return b
+		return b, nil
 	case <-s.made:
-		return make([]byte, PartBytes)
+		return make([]byte, PartBytes), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 

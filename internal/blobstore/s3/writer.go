@@ -24,6 +24,8 @@ const (
 	maxInFlight = 3        // parts of one writer that are on their way
 )
 
+var errTailGone = fmt.Errorf("%w: the tail is gone", blobstore.ErrNotFound)
+
 // writer cuts the stream into parts. An object of one part is put at once by Commit; a longer one is a
 // multipart upload, begun when the second part begins.
 type writer struct {
@@ -37,6 +39,11 @@ type writer struct {
 	taken time.Time // since when the sender has the buffer
 	// tailSent: the tail was sent ahead as the last part, and is sent again if more comes.
 	tailSent *part
+	ahead    int64 // the tail's size when it was last sent ahead
+	// kept are tails that the last two States vouch for: the caller has one of these, and may come back to it.
+	kept    [2]string
+	resumed bool // by a later process, which does not know all that is in the spool folder
+	gone    bool // the tail's file is gone: an earlier Commit may have made the object
 
 	flight sync.WaitGroup
 	slots  chan struct{}
@@ -52,7 +59,7 @@ func (s *Store) Create(_ context.Context, key string) (blobstore.Writer, error) 
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}
-	return &writer{store: s, st: state{Key: key}, slots: make(chan struct{}, maxInFlight)}, nil
+	return &writer{store: s, st: state{ID: rand.Text(), Key: key}, slots: make(chan struct{}, maxInFlight)}, nil
 }
 
 // Resume needs the tail's file; parts are believed.
@@ -65,6 +72,10 @@ func (s *Store) Resume(_ context.Context, raw []byte) (blobstore.Writer, error) 
 	for _, p := range st.Parts {
 		w.size += p.Size
 	}
+	w.resumed, w.kept[1] = true, st.Tail
+	if w.st.ID == "" {
+		w.st.ID = rand.Text()
+	}
 	if st.TailSize == 0 {
 		return w, nil
 	}
@@ -73,7 +84,8 @@ func (s *Store) Resume(_ context.Context, raw []byte) (blobstore.Writer, error) 
 	}
 	w.spool, err = os.OpenFile(filepath.Join(s.config.SpoolDir, st.Tail), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: the tail is gone", blobstore.ErrNotFound)
+		w.gone = true
+		return w, nil
 	}
 	if err != nil {
 		return nil, err
@@ -105,6 +117,9 @@ var chunks = sync.Pool{New: func() any { b := make([]byte, chunkBytes); return &
 func (w *writer) ReadFrom(r io.Reader) (int64, error) {
 	if err := w.failure(); err != nil {
 		return 0, err
+	}
+	if w.gone {
+		return 0, errTailGone
 	}
 	a, b := chunks.Get().(*[]byte), chunks.Get().(*[]byte)
 	free, full, quit := make(chan []byte, 2), make(chan chunk, 2), make(chan struct{})
@@ -153,7 +168,7 @@ func (w *writer) ReadFrom(r io.Reader) (int64, error) {
 			if err := w.part(); err != nil {
 				return total, err
 			}
-			slow.Reset(w.store.config.Slow)
+			slow.Reset(w.untilSlow())
 		}
 	}
 }
@@ -164,6 +179,14 @@ func (w *writer) part() error {
 		return nil
 	}
 	return w.toSpool()
+}
+
+// untilSlow is when the buffer's time is over.
+func (w *writer) untilSlow() time.Duration {
+	if w.tail == nil {
+		return w.store.config.Slow
+	}
+	return max(w.store.config.Slow-time.Since(w.taken), time.Millisecond)
 }
 
 func (w *writer) tailLen() int64 {
@@ -182,7 +205,11 @@ func (w *writer) take(p []byte) (n int, err error) {
 			}
 		}
 		if w.tailLen() == 0 && w.spool == nil && w.tail == nil {
-			w.tail, w.taken = w.store.buffer()[:0], time.Now()
+			buffer, err := w.store.buffer(context.Background()) // nobody keeps one for longer than Slow
+			if err != nil {
+				return n, err
+			}
+			w.tail, w.taken = buffer[:0], time.Now()
 		}
 		m := min(len(p), int(PartBytes-w.tailLen()))
 		if w.spool != nil {
@@ -204,9 +231,7 @@ func (w *writer) toSpool() error {
 	if w.tail == nil {
 		return nil
 	}
-	if w.st.Tail == "" {
-		w.st.Tail = rand.Text()
-	}
+	w.st.Tail = fmt.Sprintf("%s.%d", w.st.ID, len(w.st.Parts))
 	f, err := os.OpenFile(filepath.Join(w.store.config.SpoolDir, w.st.Tail), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return spoolError(err)
@@ -233,14 +258,41 @@ func (w *writer) dropBuffer() {
 	}
 }
 
-// dropSpool forgets the tail's file; the name is used again.
+// dropSpool closes the tail's file, and removes it where no State that the caller may have vouches for it.
 func (w *writer) dropSpool() error {
 	if w.spool == nil {
 		return nil
 	}
-	err := errors.Join(w.spool.Close(), os.Remove(w.spool.Name()))
-	w.spool, w.st.TailSize = nil, 0
+	err := errors.Join(w.spool.Close(), w.dropTail(w.st.Tail))
+	w.spool, w.st.Tail, w.st.TailSize = nil, "", 0
 	return err
+}
+
+func (w *writer) dropTail(name string) error {
+	if name == "" || name == w.kept[0] || name == w.kept[1] {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(w.store.config.SpoolDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// done removes all that the upload has in the spool folder, when its object is there.
+func (w *writer) done(ctx context.Context) error {
+	var errs []error
+	w.dropBuffer()
+	if w.spool != nil {
+		errs = append(errs, w.spool.Close())
+		w.spool, w.st.TailSize = nil, 0
+	}
+	if w.resumed && w.st.UploadID == "" { // an earlier process may have begun one that is not needed now
+		errs = append(errs, w.store.abort(ctx, w.st))
+	}
+	if w.resumed || w.st.UploadID != "" || w.st.Tail != "" || w.kept != [2]string{} {
+		errs = append(errs, w.store.clearSpool(w.st))
+	}
+	return errors.Join(errs...)
 }
 
 func (w *writer) failure() error {
@@ -266,11 +318,18 @@ func (w *writer) begin() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
+	if w.st.UploadID = w.store.begun(w.st); w.st.UploadID != "" {
+		return nil
+	}
 	id, err := w.store.newUpload(ctx, w.st.Key)
 	if err != nil {
 		return w.fail(err)
 	}
 	w.st.UploadID = id
+	// A crash before the next State must not leave parts in the bucket of which nobody knows.
+	if err := os.WriteFile(w.store.begunFile(w.st), []byte(id), 0o600); err != nil {
+		return w.fail(errors.Join(spoolError(err), w.store.abort(ctx, w.st)))
+	}
 	return nil
 }
 
@@ -286,6 +345,7 @@ func (w *writer) sendTail() error {
 	if number > maxParts {
 		return w.fail(fmt.Errorf("the blob is larger than %d parts of %d bytes", maxParts, PartBytes))
 	}
+	w.ahead = 0
 	if w.tailSent != nil {
 		w.finish(number, *w.tailSent)
 		w.tailSent = nil
@@ -330,21 +390,31 @@ func (w *writer) sendPart(number int, body io.Reader, size int64) (part, error) 
 }
 
 // State waits for the parts on their way and puts the tail into its file. Where there are parts already,
-// the tail is sent ahead too, so that Commit has nothing left to send.
+// the tail is sent ahead too, so that Commit has nothing left to send; but only once it has doubled, so that
+// many small steps do not send it many times.
 func (w *writer) State(context.Context) ([]byte, error) {
 	w.flight.Wait()
 	if err := w.failure(); err != nil {
 		return nil, err
 	}
-	if w.tailLen() > 0 && w.tailSent == nil && w.st.UploadID != "" {
+	if w.gone {
+		return nil, errTailGone
+	}
+	if w.tailLen() > 0 && w.tailSent == nil && w.st.UploadID != "" && w.tailLen() >= 2*w.ahead {
 		p, err := w.sendPart(len(w.st.Parts)+1, w.tailReader(), w.tailLen())
 		if err != nil {
 			return nil, w.fail(err)
 		}
-		w.tailSent = &p
+		w.tailSent, w.ahead = &p, w.tailLen()
 	}
 	if err := w.toSpool(); err != nil {
 		return nil, err
+	}
+	if old := w.kept[0]; w.kept[1] != w.st.Tail {
+		w.kept = [2]string{w.kept[1], w.st.Tail}
+		if err := w.dropTail(old); err != nil {
+			return nil, err
+		}
 	}
 	w.st.Boot = blobstore.BootID()
 	return json.Marshal(w.st)
@@ -366,11 +436,24 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 	if err := w.failure(); err != nil {
 		return "", err
 	}
+	if w.gone {
+		key := w.st.Key
+		if w.st.UploadID == "" {
+			key = final
+		}
+		if !w.committed(ctx, key) {
+			return "", errTailGone
+		}
+		return key, w.done(ctx)
+	}
 	if w.st.UploadID == "" {
 		return final, w.putWhole(ctx, final)
 	}
 	if w.tailLen() > 0 && w.tailSent == nil {
 		p, err := w.sendPart(len(w.st.Parts)+1, w.tailReader(), w.tailLen())
+		if errors.Is(err, blobstore.ErrNotFound) && w.committed(ctx, w.st.Key) {
+			return w.st.Key, w.done(ctx)
+		}
 		if err != nil {
 			return "", w.fail(err)
 		}
@@ -385,23 +468,28 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 		done[i] = minio.CompletePart{PartNumber: i + 1, ETag: p.ETag}
 	}
 	_, err := w.store.core.CompleteMultipartUpload(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, done, minio.PutObjectOptions{})
-	if err = translate(err); errors.Is(err, blobstore.ErrNotFound) {
-		// An earlier Commit may have completed it and not lived to say so.
-		if size, statErr := w.store.Stat(ctx, w.st.Key); statErr == nil && size == w.size {
-			err = nil
-		}
+	if err = translate(err); errors.Is(err, blobstore.ErrNotFound) && w.committed(ctx, w.st.Key) {
+		err = nil
 	}
 	if err != nil {
 		return "", err
 	}
-	w.dropBuffer()
-	return w.st.Key, w.dropSpool()
+	return w.st.Key, w.done(ctx)
+}
+
+// committed tells whether an earlier Commit made the object and did not live to say so.
+func (w *writer) committed(ctx context.Context, key string) bool {
+	size, err := w.store.Stat(ctx, key)
+	return err == nil && size == w.size
 }
 
 func (w *writer) putWhole(ctx context.Context, final string) error {
 	data := w.tail
 	if w.spool != nil {
-		buffer := w.store.buffer()
+		buffer, err := w.store.buffer(ctx)
+		if err != nil {
+			return err
+		}
 		defer w.store.giveBack(buffer)
 		data = buffer[:w.st.TailSize]
 		if _, err := w.spool.ReadAt(data, 0); err != nil {
@@ -411,8 +499,7 @@ func (w *writer) putWhole(ctx context.Context, final string) error {
 	if err := w.store.put(ctx, final, data); err != nil {
 		return err
 	}
-	w.dropBuffer()
-	return w.dropSpool()
+	return w.done(ctx)
 }
 
 // Close waits for the parts on their way, since their buffers are the process's.
@@ -422,7 +509,7 @@ func (w *writer) Close() error {
 	if w.spool == nil {
 		return nil
 	}
-	err := w.spool.Close()
+	err := errors.Join(w.spool.Close(), w.dropTail(w.st.Tail))
 	w.spool = nil
 	return err
 }
