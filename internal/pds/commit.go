@@ -288,6 +288,11 @@ func (r *Repo) commit(ctx context.Context, ops []Op, writes []encoded) (Head, er
 		if err := r.store(ctx, tx, ops, writes, head); err != nil {
 			return err
 		}
+		if follow := r.host.config.Follow; follow != nil {
+			if err := follow(ctx, tx, r.did, ops); err != nil {
+				return fmt.Errorf("follow commit: %w", err)
+			}
+		}
 		return add(commitEvent(message))
 	})
 	if err != nil {

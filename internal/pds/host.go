@@ -55,6 +55,9 @@ type Config struct {
 	Authorise func(ctx context.Context, r *http.Request, nsid string, repo *Repo, writes []Write) error
 	// AuthoriseBlob is the same for uploadBlob: the repo that the blob goes to.
 	AuthoriseBlob func(ctx context.Context, r *http.Request) (*Repo, error)
+	// Follow, where not nil, is called in the transaction of each commit, for tables that follow from records:
+	// its error undoes the commit.
+	Follow func(ctx context.Context, tx *sql.Tx, did syntax.DID, ops []Op) error
 	// ServerDID and Domains are for describeServer.
 	ServerDID syntax.DID
 	Domains   []string
