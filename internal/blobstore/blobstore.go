@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
 
 	"atcr.io/internal/oci"
@@ -128,6 +129,20 @@ func BlobKey(d oci.Digest) string {
 // PointerKey is the key of the small object that says where a blob is whose bytes came before its digest.
 func PointerKey(d oci.Digest) string {
 	return "atcr/pointers/" + d.Algorithm() + "/" + d.Hex()
+}
+
+// KeyDigest is the digest of which key is the final key, or the pointer's.
+func KeyDigest(key string) (oci.Digest, bool) {
+	algorithm, rest, ok := strings.Cut(strings.TrimPrefix(key, "atcr/pointers/"), "/")
+	if strings.HasPrefix(key, "docker/registry/v2/blobs/") {
+		algorithm, rest, ok = strings.Cut(strings.TrimPrefix(key, "docker/registry/v2/blobs/"), "/")
+		rest = strings.TrimSuffix(rest[min(3, len(rest)):], "/data")
+	}
+	d, err := oci.ParseDigest(algorithm + ":" + rest)
+	if !ok || err != nil || key != BlobKey(d) && key != PointerKey(d) {
+		return "", false
+	}
+	return d, true
 }
 
 // StagingPrefix is where objects are that have no final key (yet).

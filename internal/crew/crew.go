@@ -24,6 +24,7 @@ const (
 type Member struct {
 	Permissions []string // empty: a refusal
 	AddedAt     time.Time
+	Tier        string // of quotas; "": the default
 }
 
 // Policy is what the hold's records say, all of it. The zero value lets nobody in.

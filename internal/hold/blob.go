@@ -64,6 +64,7 @@ func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
+	h.countPull(r, blob.Digest)
 	target, ok, err := h.uploads.Presign(r.Context(), blob, r.Method, linkTTL)
 	if err != nil {
 		return err

@@ -28,6 +28,12 @@ type Config struct {
 	BlueskyPosts  bool   `env:"HOLD_BLUESKY_POSTS_ENABLED" default:"false" doc:"Whether the hold may post to Bluesky about pushes. Recorded in the captain record."`
 	ProfileAvatar string `env:"HOLD_PROFILE_AVATAR" doc:"Picture of the hold's Bluesky profile: a file or an https URL, png or jpeg, at most 1,000,000 bytes. Default: an image in the binary."`
 
+	Registrations   int           `env:"HOLD_REGISTRATIONS_PER_DAY" default:"200" doc:"With HOLD_ALLOW_ALL_CREW, how many people a day may make themselves members. Members who made themselves so and push nothing for 30 days are removed again."`
+	Quotas          string        `env:"HOLD_QUOTAS" doc:"Quotas as JSON, or the path of a file with it: {\"tiers\":{\"free\":\"5GB\",\"pro\":\"100GB\"},\"default\":\"pro\",\"registered\":\"free\"}. default is the tier of members, registered that of people who made themselves members; a crew record's tier comes first; the owner has no limit. Empty: no quotas."`
+	OpenQuota       string        `env:"HOLD_OPEN_QUOTA" default:"50GB" doc:"How much all people together may keep here who were not made members by the owner."`
+	TrustedAppViews []string      `env:"HOLD_TRUSTED_APPVIEWS" doc:"DIDs of AppViews, comma-separated, whose counts of pulls are believed."`
+	CollectEvery    time.Duration `env:"HOLD_COLLECT_EVERY" default:"24h" doc:"How often blobs are deleted that no manifest has named for 48 hours. 0: only by atcr-hold gc."`
+
 	StorageDriver    string `env:"STORAGE_DRIVER" default:"s3" doc:"Where blobs are stored: s3 or filesystem."`
 	AccessKeyID      string `env:"AWS_ACCESS_KEY_ID" doc:"S3 access key."`
 	SecretAccessKey  string `env:"AWS_SECRET_ACCESS_KEY" secret:"true" doc:"S3 secret key."`
@@ -47,6 +53,10 @@ type Config struct {
 	LogLevel  string        `env:"HOLD_LOG_LEVEL" default:"info" doc:"debug, info, warn or error. debug has a line for every request."`
 	Grace     time.Duration `env:"HOLD_SHUTDOWN_GRACE" default:"30s" doc:"How long transfers in flight may go on after the first SIGTERM or Ctrl-C. A second one ends at once."`
 	TestMode  bool          `env:"TEST_MODE" default:"false" doc:"For development alone: allows http and private addresses for DIDs, PDSes, holds and storage. Nothing else is relaxed."`
+
+	quotas    Quotas // from Quotas, by Validate
+	openQuota Bytes
+	now       func() time.Time // nil: time.Now; tests let time pass
 }
 
 // Prefix is what the names of settings that belong to the hold alone begin with.
@@ -83,6 +93,28 @@ func (c *Config) Validate() error {
 		add("HOLD_DATABASE_DIR: %w", err)
 	} else if c.KeyPath == "" {
 		c.KeyPath = filepath.Join(c.DatabaseDir, "signing.key")
+	}
+	var err error
+	if c.quotas, err = parseQuotas(c.Quotas); err != nil {
+		add("HOLD_QUOTAS: %w", err)
+		err = nil
+	}
+	if c.openQuota = defaultOpenQuota; c.OpenQuota != "" {
+		c.openQuota, err = ParseBytes(c.OpenQuota)
+	}
+	if err != nil {
+		add("HOLD_OPEN_QUOTA: %w", err)
+	}
+	if c.Registrations < 0 {
+		add("HOLD_REGISTRATIONS_PER_DAY: must not be negative; 0 means that nobody can make themselves a member")
+	}
+	if c.CollectEvery != 0 && c.CollectEvery < time.Minute {
+		add("HOLD_COLLECT_EVERY: at least a minute, or 0 for never")
+	}
+	for _, did := range c.TrustedAppViews {
+		if _, err := syntax.ParseDID(did); err != nil {
+			add("HOLD_TRUSTED_APPVIEWS: %q is not a DID; an AppView's looks like did:web:atcr.example.com", did)
+		}
 	}
 	if _, err := daemon.BaseURL(c.PLCURL); err != nil {
 		add("HOLD_PLC_URL: %w", err)

@@ -16,9 +16,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"atcr.io/internal/blobstore"
@@ -26,6 +28,8 @@ import (
 	"atcr.io/internal/blobstore/s3"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/identity"
+	"atcr.io/internal/ledger"
+	"atcr.io/internal/oci"
 	"atcr.io/internal/pds"
 	"atcr.io/internal/sqldb"
 	"atcr.io/internal/upload"
@@ -33,8 +37,8 @@ import (
 )
 
 const (
-	pruneEvery = 10 * time.Minute
 	userAgent  = "atcr-hold"
+	remembered = 10_000 // entries of each cache
 )
 
 // Hold is an open hold. Safe for concurrent use.
@@ -50,16 +54,41 @@ type Hold struct {
 	repo     *pds.Repo
 	roster   *roster
 	uploads  *upload.Uploads
+	ledger   *ledger.Ledger
+	quota    *quota
 	verifier *xrpc.Verifier
 	links    *linker
 	handler  http.Handler
-	stop     context.CancelFunc
+
+	following   following
+	registering sync.Mutex // one registration at a time, so that the day's number holds
+	collecting  sync.Mutex // one collection at a time
+	collected   *collectMetrics
+
+	recentMu sync.Mutex
+	recent   *lru.Cache[string, time.Time] // what was counted in the last minute
+	pullers  *lru.Cache[string, time.Time] // addresses and config blobs of the last hour
+	configs  *lru.Cache[oci.Digest, []ledger.Manifest]
+
+	stop       context.CancelFunc
+	background sync.WaitGroup
 }
 
 // Open opens database, repo and storage, and writes what the first start writes. config was validated.
 // Its errors are sentences for an operator.
 func Open(ctx context.Context, config Config, logger *slog.Logger, registry prometheus.Registerer) (_ *Hold, err error) {
-	h := &Hold{config: config, did: config.DID(), log: logger, now: time.Now}
+	h := &Hold{config: config, did: config.DID(), log: logger, now: config.now}
+	if h.now == nil {
+		h.now = time.Now
+	}
+	for _, cache := range []**lru.Cache[string, time.Time]{&h.recent, &h.pullers} {
+		if *cache, err = lru.New[string, time.Time](remembered); err != nil {
+			return nil, err
+		}
+	}
+	if h.configs, err = lru.New[oci.Digest, []ledger.Manifest](remembered); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())
@@ -79,9 +108,11 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	if err := h.openRepo(ctx); err != nil {
 		return nil, err
 	}
+	h.quota = &quota{hold: h, quotas: config.quotas, open: config.openQuota, used: map[syntax.DID]use{}}
 	presign, why := config.presigning(ctx)
 	h.uploads, err = upload.Open(ctx, upload.Config{
 		DB: h.db, Store: store, Logger: logger, Metrics: registry, NoPresign: !presign, SpoolDir: h.spoolDir(),
+		Allow: h.quota.allow, Now: h.now,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("uploads: %w", err)
@@ -91,9 +122,8 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 		PLCURL: config.PLCURL, AllowPrivate: config.TestMode, UserAgent: userAgent, Logger: logger,
 	})})
 	h.handler = h.routes(httpx.NewAdapter(logger, registry, "atcr_hold"))
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	h.stop = stop
-	go h.prune(background)
+	h.collected = newCollectMetrics(registry)
+	h.startBackground(ctx)
 	return h, nil
 }
 
@@ -128,8 +158,11 @@ func (h *Hold) openStore(ctx context.Context) (blobstore.Store, error) {
 // settings.
 func (h *Hold) openRepo(ctx context.Context) error {
 	var err error
+	if h.ledger, err = ledger.Open(ctx, h.db, h.now); err != nil {
+		return err
+	}
 	h.host, err = pds.Open(ctx, pds.Config{
-		DB: h.db, Logger: h.log, ServerDID: h.did, Authorise: h.authoriseWrite, Budget: pds.RelayBudget,
+		DB: h.db, Logger: h.log, ServerDID: h.did, Authorise: h.authoriseWrite, Follow: h.follow, Budget: pds.RelayBudget,
 		DIDDocument: func(context.Context, syntax.DID) (any, error) { return h.document, nil },
 	})
 	if err != nil {
@@ -163,6 +196,9 @@ func (h *Hold) openRepo(ctx context.Context) error {
 	if h.repo, err = h.host.AddRepo(ctx, h.did, key, handle); err != nil {
 		return err
 	}
+	if err := h.buildLedger(ctx); err != nil {
+		return err
+	}
 	if err := errors.Join(h.settle(ctx), h.introduce(ctx)); err != nil {
 		return err
 	}
@@ -170,22 +206,6 @@ func (h *Hold) openRepo(ctx context.Context) error {
 	h.repo.OnCommit(h.roster.forget)
 	_, err = h.roster.policy(ctx)
 	return err
-}
-
-// prune keeps the firehose's table small.
-func (h *Hold) prune(ctx context.Context) {
-	tick := time.NewTicker(pruneEvery)
-	defer tick.Stop()
-	for {
-		if err := h.host.Prune(ctx); err != nil && ctx.Err() == nil {
-			h.log.Error("prune events", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 // Handler serves the hold.
@@ -199,6 +219,7 @@ func (h *Hold) Close() error {
 	var errs []error
 	if h.stop != nil {
 		h.stop()
+		h.background.Wait()
 	}
 	if h.host != nil {
 		h.host.Close()

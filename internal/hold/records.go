@@ -144,7 +144,7 @@ func (r *roster) policy(ctx context.Context) (*crew.Policy, error) {
 			}
 			did := syntax.DID(member.Member)
 			if old, ok := p.Members[did]; !ok || added.After(old.AddedAt) {
-				p.Members[did] = crew.Member{Permissions: member.Permissions, AddedAt: added}
+				p.Members[did] = crew.Member{Permissions: member.Permissions, AddedAt: added, Tier: member.Tier}
 			}
 			cursor = record.Rkey.String()
 		}

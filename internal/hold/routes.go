@@ -21,6 +21,12 @@ func (h *Hold) methods() []pds.Route {
 		{NSID: atcr.HoldCompleteUploadNSID, Method: http.MethodPost, Access: "blob:write", Handler: h.completeUpload},
 		{NSID: atcr.HoldAbortUploadNSID, Method: http.MethodPost, Access: "blob:write", Handler: h.abortUpload},
 		{NSID: getBlobNSID, Method: http.MethodGet, Access: "blob:read", Handler: h.getBlob},
+		{NSID: atcr.HoldNotifyManifestNSID, Method: http.MethodPost, Access: "blob:write; pulls blob:read", Handler: h.notifyManifest},
+		{NSID: atcr.HoldRequestCrewNSID, Method: http.MethodPost, Access: "signed in", Handler: h.requestCrew},
+		{NSID: atcr.HoldGetQuotaNSID, Method: http.MethodGet, Access: "public", Handler: h.getQuota},
+		{NSID: atcr.HoldListTiersNSID, Method: http.MethodGet, Access: "public", Handler: h.listTiers},
+		{NSID: atcr.HoldExportUserDataNSID, Method: http.MethodGet, Access: "signed in", Handler: h.exportUserData},
+		{NSID: atcr.HoldDeleteUserDataNSID, Method: http.MethodPost, Access: "signed in", Handler: h.deleteUserData},
 		{NSID: "_health", Method: http.MethodGet, Access: "public", Handler: h.health},
 	}
 }

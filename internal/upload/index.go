@@ -64,9 +64,13 @@ func (u *Uploads) verified(ctx context.Context, d oci.Digest) (Blob, error) {
 	if b, ok := u.cache.Get(d); ok {
 		return b, nil
 	}
+	epoch := u.epoch.Load()
 	b, err := scanBlob(u.db.Reader().QueryRowContext(ctx, selectBlob+`verified = 1 AND digest = ?`, d.String()))
 	if err == nil {
 		u.cache.ContainsOrAdd(d, b) // never over a row that was written since
+		if u.epoch.Load() != epoch {
+			u.cache.Remove(d) // the row may have been collected since it was read
+		}
 	}
 	return b, err
 }
@@ -154,4 +158,51 @@ func randomName() string {
 	b := make([]byte, 16)
 	_, _ = rand.Read(b) // never fails
 	return hex.EncodeToString(b)
+}
+
+// UsageBeside is Usage without the blobs that named says are counted elsewhere.
+func (u *Uploads) UsageBeside(ctx context.Context, owner syntax.DID, named func(oci.Digest) (bool, error)) (blobs, bytes int64, err error) {
+	rows, err := u.db.Reader().QueryContext(ctx, `SELECT b.digest, b.size FROM blob_uploader p JOIN blob b ON b.digest = p.digest AND b.verified = 1 WHERE p.uploader = ?1
+		UNION ALL SELECT digest, size FROM blob WHERE verified = 0 AND uploader = ?1`, owner.String())
+	if err != nil {
+		return 0, 0, err
+	}
+	sizes := map[oci.Digest]int64{}
+	for rows.Next() {
+		var digest string
+		var size int64
+		if err := rows.Scan(&digest, &size); err != nil {
+			return 0, 0, errors.Join(err, rows.Close())
+		}
+		sizes[oci.Digest(digest)] = size
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil { // before named asks for a connection of its own
+		return 0, 0, err
+	}
+	for d, size := range sizes {
+		if counted, err := named(d); err != nil {
+			return 0, 0, err
+		} else if !counted {
+			blobs, bytes = blobs+1, bytes+size
+		}
+	}
+	return blobs, bytes, nil
+}
+
+// Uploaders are all who uploaded something that is here.
+func (u *Uploads) Uploaders(ctx context.Context) ([]syntax.DID, error) {
+	rows, err := u.db.Reader().QueryContext(ctx, `SELECT DISTINCT uploader FROM blob_uploader UNION SELECT DISTINCT uploader FROM blob WHERE verified = 0`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	var out []syntax.DID
+	for rows.Next() {
+		var did string
+		if err := rows.Scan(&did); err != nil {
+			return nil, err
+		}
+		out = append(out, syntax.DID(did))
+	}
+	return out, rows.Err()
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"atcr.io/internal/blobstore"
 )
 
 func (u *Uploads) sweepLoop(ctx context.Context) {
@@ -185,16 +187,30 @@ func (u *Uploads) collectGarbage(ctx context.Context) error {
 	}
 	var errs []error
 	for _, key := range keys {
-		err := u.store.Delete(ctx, key)
-		if err == nil {
-			err = u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
-				_, err := tx.ExecContext(ctx, `DELETE FROM blob_garbage WHERE key = ?`, key)
-				return err
-			})
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("delete %s: %w", key, err))
+		if err := u.collectKey(ctx, key); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// collectKey deletes one of them. A blob may be on its way to its final key, or to its pointer's, again: who
+// brings it holds the lock of its digest, and then has a row.
+func (u *Uploads) collectKey(ctx context.Context, key string) error {
+	if d, ok := blobstore.KeyDigest(key); ok {
+		unlock, err := u.digests.lock(ctx, d)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if b, err := u.verified(ctx, d); err == nil && (b.Key == key || key == blobstore.PointerKey(d) && b.Key != blobstore.BlobKey(d)) {
+			return u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, `DELETE FROM blob_garbage WHERE key = ?`, key)
+				return err
+			})
+		} else if err != nil && !errors.Is(err, ErrNoBlob) {
+			return err
+		}
+	}
+	return u.deleteGarbage(ctx, key)
 }

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -157,6 +158,7 @@ type Uploads struct {
 	metrics *metrics
 	cache   *lru.Cache[oci.Digest, Blob] // verified rows alone
 	digests keyedLock
+	epoch   atomic.Int64 // rises when a row was collected, so that no reader puts it back into the cache
 
 	mu        sync.Mutex
 	byID      map[string]*session

@@ -1,0 +1,105 @@
+package hold
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"github.com/bluesky-social/indigo/atproto/atdata"
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/ledger"
+	"atcr.io/internal/pds"
+)
+
+// following is what the hold is about to commit and the ledger must take note of in the same transaction.
+type following struct {
+	mu          sync.Mutex
+	counts      map[syntax.RecordKey]ledger.Counts // by the key of the statistics that have them
+	registering map[syntax.RecordKey]syntax.DID    // by the key of the crew record
+}
+
+// follow keeps the ledger true, in the transaction of each commit.
+func (h *Hold) follow(ctx context.Context, tx *sql.Tx, _ syntax.DID, ops []pds.Op) error {
+	var layers []ledger.Change
+	var counts []ledger.Counts
+	for _, op := range ops {
+		switch op.Collection {
+		case atcr.HoldLayerNSID:
+			change := ledger.Change{Rkey: op.Rkey}
+			if op.CID.Defined() {
+				layer, err := decodeLayer(op.Value)
+				if err != nil {
+					return fmt.Errorf("layer record %s: %w", op.Rkey, err)
+				}
+				change.Layer = layer
+			}
+			layers = append(layers, change)
+		case atcr.HoldStatsNSID:
+			h.following.mu.Lock()
+			if c, ok := h.following.counts[op.Rkey]; ok {
+				counts = append(counts, c)
+			}
+			h.following.mu.Unlock()
+		case atcr.HoldCrewNSID:
+			h.following.mu.Lock()
+			did, ours := h.following.registering[op.Rkey]
+			h.following.mu.Unlock()
+			err := h.ledger.Deregister(ctx, tx, op.Rkey)
+			if err == nil && ours && op.CID.Defined() {
+				err = h.ledger.Register(ctx, tx, did)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	if len(counts) > 0 {
+		if err := h.ledger.Published(ctx, tx, counts); err != nil {
+			return err
+		}
+	}
+	return h.ledger.Follow(ctx, tx, layers)
+}
+
+func decodeLayer(value []byte) (*atcr.HoldLayer, error) {
+	data, err := atdata.UnmarshalCBOR(value)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return nil, err
+	}
+	layer := &atcr.HoldLayer{}
+	return layer, json.Unmarshal(raw, layer)
+}
+
+// buildLedger fills the ledger of a hold whose records are older than it.
+func (h *Hold) buildLedger(ctx context.Context) error {
+	return h.ledger.Build(ctx, func(fn func(ledger.Change) error) error {
+		for cursor := ""; ; {
+			page, err := h.repo.ListRecords(ctx, atcr.HoldLayerNSID, 500, cursor, true)
+			if err != nil {
+				return err
+			}
+			for _, r := range page {
+				cursor = r.Rkey.String()
+				layer := &atcr.HoldLayer{}
+				if err := json.Unmarshal(r.Value, layer); err != nil {
+					h.log.Warn("a layer record is not readable, and counts for nobody", "rkey", cursor, "error", err)
+					continue
+				}
+				if err := fn(ledger.Change{Rkey: r.Rkey, Layer: layer}); err != nil {
+					return err
+				}
+			}
+			if len(page) < 500 {
+				return nil
+			}
+		}
+	})
+}

@@ -1,0 +1,282 @@
+package hold
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/httpx"
+	"atcr.io/internal/ledger"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/pds"
+	"atcr.io/internal/upload"
+	"atcr.io/internal/xrpc"
+)
+
+// maxManifestLayers bounds the blobs of one manifest, its config included.
+const maxManifestLayers = 1000
+
+// maxPullCount bounds what one message may say.
+const maxPullCount = 1_000_000
+
+// notifyManifest records what happened to an image: a push, a pull, a delete.
+//
+// Source: contract, "notifyManifest".
+func (h *Hold) notifyManifest(w http.ResponseWriter, r *http.Request) error {
+	caller, err := h.caller(r, xrpc.Call{Lxm: []string{atcr.HoldNotifyManifestNSID}, RequireLxm: h.config.RequireLxm})
+	if err != nil {
+		return err
+	}
+	if caller == "" {
+		return xrpc.Errorf(http.StatusUnauthorized, "AuthRequired", "this call needs a service token for %s", h.did)
+	}
+	httpx.EventFrom(r.Context()).DID = caller.String()
+	var in atcr.HoldNotifyManifestInput
+	if err := xrpc.ReadJSON(w, r, &in); err != nil {
+		return err
+	}
+	m, err := notified(in)
+	if err != nil {
+		return err
+	}
+	var out atcr.HoldNotifyManifestOutput
+	switch in.Operation {
+	case "", "push":
+		out, err = h.pushed(r.Context(), caller, m, in)
+	case "pull":
+		out, err = h.pulled(r.Context(), caller, m, in)
+	case "delete":
+		out, err = h.deleted(r.Context(), caller, m)
+	default:
+		err = xrpc.Errorf(http.StatusBadRequest, atcr.HoldNotifyManifestErrorInvalidOperation, "operation must be push, pull or delete")
+	}
+	if err != nil {
+		return err
+	}
+	out.Success = true
+	xrpc.WriteJSON(w, http.StatusOK, out)
+	return nil
+}
+
+// notified reads what every message names.
+func notified(in atcr.HoldNotifyManifestInput) (ledger.Manifest, error) {
+	var m ledger.Manifest
+	did, err := syntax.ParseDID(in.UserDid)
+	if err != nil {
+		return m, xrpc.InvalidRequest("userDid must be a DID")
+	}
+	if _, err := oci.ParseName("a/" + in.Repository); err != nil {
+		return m, xrpc.InvalidRequest("repository must be a repository's name, without its owner")
+	}
+	m.Owner, m.Repository = did, in.Repository
+	if m.Digest, err = parseDigest(in.ManifestDigest); err != nil {
+		return m, err
+	}
+	if in.Manifest.Config != nil && in.Manifest.Config.Digest != "" {
+		m.Config, err = parseDigest(in.Manifest.Config.Digest)
+	}
+	return m, err
+}
+
+func mismatch(caller, owner syntax.DID) error {
+	return xrpc.Errorf(http.StatusForbidden, atcr.HoldNotifyManifestErrorUserMismatch, "the token is %s's, the image %s's", caller, owner)
+}
+
+// pushed makes the layer records of a manifest. Blobs that have theirs keep it, so a repeated push writes
+// nothing.
+func (h *Hold) pushed(ctx context.Context, caller syntax.DID, m ledger.Manifest, in atcr.HoldNotifyManifestInput) (out atcr.HoldNotifyManifestOutput, err error) {
+	if caller != m.Owner {
+		return out, mismatch(caller, m.Owner)
+	}
+	if err := h.mayWrite(ctx, caller); err != nil {
+		return out, err
+	}
+	blobs, err := h.manifestBlobs(ctx, caller, in.Manifest)
+	if err != nil {
+		return out, err
+	}
+	if err := h.quota.notify(ctx, caller, blobs); err != nil {
+		return out, err
+	}
+	uri, err := h.ledger.ManifestURI(ctx, m)
+	if err != nil {
+		return out, err
+	}
+	created, err := h.putLayers(ctx, caller, uri, blobs)
+	if err != nil {
+		return out, err
+	}
+	counted := h.once(caller.String() + " " + m.Repository + " " + m.Digest.String() + " " + in.Tag)
+	if err := h.ledger.Push(ctx, m, uri, counted); err != nil {
+		return out, err
+	}
+	h.quota.forget(caller)
+	h.configs.Remove(m.Config)
+	out.Operation, out.LayersCreated, out.StatsUpdated = "push", &created, &counted
+	return out, nil
+}
+
+// namedBlob is a blob that a manifest names, with what the hold's index says of it.
+type namedBlob struct {
+	upload.Blob
+	mediaType string
+}
+
+// manifestBlobs are config and layers, each once, with the sizes that the index has.
+func (h *Hold) manifestBlobs(ctx context.Context, caller syntax.DID, info atcr.HoldNotifyManifestManifestInfo) ([]namedBlob, error) {
+	named := slices.Clone(info.Layers)
+	if info.Config != nil && info.Config.Digest != "" {
+		named = append(named, *info.Config)
+	}
+	if len(named) > maxManifestLayers {
+		return nil, xrpc.InvalidRequest("a manifest may name at most %d blobs here", maxManifestLayers)
+	}
+	seen := map[oci.Digest]bool{}
+	out := make([]namedBlob, 0, len(named))
+	for _, n := range named {
+		d, err := parseDigest(n.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if seen[d] {
+			continue
+		}
+		seen[d] = true
+		b, err := h.uploads.Stat(ctx, d, caller)
+		if errors.Is(err, upload.ErrNoBlob) {
+			return nil, xrpc.Errorf(http.StatusBadRequest, "BlobNotFound", "this hold has no blob %s: push it first", d)
+		}
+		if err != nil {
+			return nil, err
+		}
+		mediaType := n.MediaType
+		if mediaType == "" || len(mediaType) > 128 {
+			mediaType = "application/octet-stream"
+		}
+		out = append(out, namedBlob{b, mediaType})
+	}
+	return out, nil
+}
+
+// putLayers writes the records that are not there yet, all of a manifest in one commit where they fit.
+func (h *Hold) putLayers(ctx context.Context, caller syntax.DID, manifest syntax.ATURI, blobs []namedBlob) (created int64, err error) {
+	there := map[syntax.RecordKey]bool{}
+	keys, err := h.ledger.Layers(ctx, manifest.String())
+	if err != nil {
+		return 0, err
+	}
+	for _, k := range keys {
+		there[k] = true
+	}
+	var writes []pds.Write
+	now := timestamp(h.now())
+	for _, b := range blobs {
+		rkey := syntax.RecordKey(atcr.LayerRkey(manifest.String(), b.Digest.String()))
+		if there[rkey] {
+			continue
+		}
+		raw, err := json.Marshal(atcr.HoldLayer{
+			Digest: b.Digest.String(), Size: b.Size, MediaType: strings.ToValidUTF8(b.mediaType, "?"), Manifest: manifest.String(), UserDid: caller.String(), CreatedAt: now,
+		})
+		if err != nil {
+			return 0, err
+		}
+		writes = append(writes, pds.Write{Action: pds.Put, Collection: atcr.HoldLayerNSID, Rkey: rkey, Value: raw})
+	}
+	return int64(len(writes)), h.applyAll(ctx, writes)
+}
+
+// applyAll makes as few commits as there can be.
+func (h *Hold) applyAll(ctx context.Context, writes []pds.Write) error {
+	for chunk := range slices.Chunk(writes, pds.MaxCommitOps) {
+		if _, err := h.repo.Apply(ctx, chunk, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pulled counts pulls: one by who pulled, many by an AppView whose word is taken.
+func (h *Hold) pulled(ctx context.Context, caller syntax.DID, m ledger.Manifest, in atcr.HoldNotifyManifestInput) (out atcr.HoldNotifyManifestOutput, err error) {
+	if err := h.mayRead(ctx, caller); err != nil {
+		return out, err
+	}
+	count := int64(1)
+	if in.Count != nil && slices.Contains(h.config.TrustedAppViews, caller.String()) {
+		count = *in.Count
+	}
+	if count < 1 || count > maxPullCount {
+		return out, xrpc.InvalidRequest("count must be 1 to %d", maxPullCount)
+	}
+	counted := h.once("pull " + caller.String() + " " + m.Owner.String() + " " + m.Repository)
+	if counted {
+		counted, err = h.ledger.Pull(ctx, m.Owner, m.Repository, count)
+	}
+	out.Operation, out.StatsUpdated = "pull", &counted
+	return out, err
+}
+
+// deleted removes the layer records that a manifest brought; the bytes go by collection.
+func (h *Hold) deleted(ctx context.Context, caller syntax.DID, m ledger.Manifest) (out atcr.HoldNotifyManifestOutput, err error) {
+	if caller != m.Owner {
+		return out, mismatch(caller, m.Owner)
+	}
+	uri, err := h.ledger.ManifestURI(ctx, m)
+	if err != nil {
+		return out, err
+	}
+	keys, err := h.ledger.Layers(ctx, uri.String())
+	if err != nil {
+		return out, err
+	}
+	if err := h.deleteRecords(ctx, atcr.HoldLayerNSID, keys); err != nil {
+		return out, err
+	}
+	h.quota.forget(caller)
+	none := false
+	out.Operation, out.StatsUpdated = "delete", &none
+	defer h.configs.Purge() // which blob was its config is not said here
+	return out, h.ledger.Forget(ctx, m)
+}
+
+// deleteRecords deletes those that are still there.
+func (h *Hold) deleteRecords(ctx context.Context, collection syntax.NSID, keys []syntax.RecordKey) error {
+	for chunk := range slices.Chunk(keys, pds.MaxCommitOps) {
+		writes := make([]pds.Write, len(chunk))
+		for i, k := range chunk {
+			writes[i] = pds.Write{Action: pds.Delete, Collection: collection, Rkey: k}
+		}
+		_, err := h.repo.Apply(ctx, writes, nil)
+		if errors.Is(err, pds.ErrRecordNotFound) { // one went meanwhile: each for itself
+			for i := range writes {
+				if _, err := h.repo.Apply(ctx, writes[i:i+1], nil); err != nil && !errors.Is(err, pds.ErrRecordNotFound) {
+					return err
+				}
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// once tells whether key was not seen in the last minute.
+func (h *Hold) once(key string) bool {
+	h.recentMu.Lock()
+	defer h.recentMu.Unlock()
+	now := h.now()
+	if at, ok := h.recent.Get(key); ok && now.Sub(at) < time.Minute {
+		return false
+	}
+	h.recent.Add(key, now)
+	return true
+}

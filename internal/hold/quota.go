@@ -1,0 +1,332 @@
+package hold
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/xrpc"
+)
+
+// Quotas are the tiers of a hold, from HOLD_QUOTAS.
+type Quotas struct {
+	Tiers      map[string]Bytes `json:"tiers"`
+	Default    string           `json:"default"`    // of members; "": none
+	Registered string           `json:"registered"` // of people who made themselves members; "": none
+}
+
+// Bytes is a number of bytes that may be written like "5 GB".
+type Bytes int64
+
+// UnmarshalJSON reads a number, or a string for ParseBytes.
+func (b *Bytes) UnmarshalJSON(raw []byte) error {
+	text := string(raw)
+	if len(raw) > 0 && raw[0] == '"' {
+		if err := json.Unmarshal(raw, &text); err != nil {
+			return err
+		}
+	}
+	n, err := ParseBytes(text)
+	*b = n
+	return err
+}
+
+var byteUnits = []struct {
+	name string
+	size float64
+}{{"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"KIB", 1 << 10}, {"MIB", 1 << 20}, {"GIB", 1 << 30}, {"TIB", 1 << 40}, {"B", 1}, {"", 1}}
+
+// ParseBytes reads 1500, "5 GB", "1.5TiB". Errors: anything else, or less than nothing.
+func ParseBytes(text string) (Bytes, error) {
+	number := strings.TrimRight(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+	unit := strings.ToUpper(strings.TrimSpace(text[len(number):]))
+	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	for _, u := range byteUnits {
+		if u.name == unit && err == nil && n >= 0 && n*u.size < 1<<62 {
+			return Bytes(n * u.size), nil
+		}
+	}
+	return 0, fmt.Errorf("%q is not a number of bytes; write it like 50 GB", text)
+}
+
+func (b Bytes) String() string {
+	for _, u := range []struct {
+		name string
+		size float64
+	}{{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}} {
+		if float64(b) >= u.size {
+			return strconv.FormatFloat(float64(b)/u.size, 'f', -1, 64) + " " + u.name
+		}
+	}
+	return strconv.FormatInt(int64(b), 10) + " B"
+}
+
+// defaultOpenQuota is HOLD_OPEN_QUOTA where it is empty.
+const defaultOpenQuota = Bytes(50e9)
+
+const maxQuotasBytes = 64 << 10
+
+// parseQuotas reads HOLD_QUOTAS: JSON, or the path of a file that has it.
+func parseQuotas(text string) (q Quotas, err error) {
+	raw := []byte(text)
+	if text != "" && !strings.HasPrefix(strings.TrimSpace(text), "{") {
+		f, err := os.Open(text)
+		if err != nil {
+			return q, fmt.Errorf("neither JSON nor a file: %w", err)
+		}
+		defer func() { _ = f.Close() }()
+		if raw, err = io.ReadAll(io.LimitReader(f, maxQuotasBytes)); err != nil {
+			return q, err
+		}
+	}
+	if text == "" {
+		return q, nil
+	}
+	d := json.NewDecoder(strings.NewReader(string(raw)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&q); err != nil {
+		return q, err
+	}
+	for what, name := range map[string]string{"default": q.Default, "registered": q.Registered} {
+		if _, ok := q.Tiers[name]; name != "" && !ok {
+			return q, fmt.Errorf("%s names the tier %q, which is not among the tiers", what, name)
+		}
+	}
+	return q, nil
+}
+
+// quota decides how much people may keep. What is in use is remembered for a few seconds, since it is asked
+// for each MiB that arrives.
+type quota struct {
+	hold   *Hold
+	quotas Quotas
+	open   Bytes
+
+	mu   sync.Mutex
+	used map[syntax.DID]use
+	all  use // of everybody who was not made a member
+}
+
+type use struct {
+	bytes int64
+	at    time.Time
+}
+
+const (
+	useValid   = 5 * time.Second
+	maxUseKept = 10_000
+)
+
+// limit is what did may keep: the tier's name, its bytes, and whether there is a limit at all; registered:
+// did shares what is open to everybody.
+func (q *quota) limit(ctx context.Context, did syntax.DID) (tier string, bytes int64, limited, registered bool, err error) {
+	access, err := q.hold.roster.Access(ctx, did)
+	if err != nil || access.Owner {
+		return "", 0, false, false, err
+	}
+	member, known, err := q.hold.member(ctx, did)
+	if err != nil {
+		return "", 0, false, false, err
+	}
+	if registered = !known; known {
+		if registered, err = q.hold.ledger.Registered(ctx, did); err != nil {
+			return "", 0, false, false, err
+		}
+	}
+	tier = member.Tier
+	if _, ok := q.quotas.Tiers[tier]; !ok {
+		if tier = q.quotas.Default; registered && q.quotas.Registered != "" {
+			tier = q.quotas.Registered
+		}
+	}
+	max, limited := q.quotas.Tiers[tier]
+	return tier, int64(max), limited, registered, nil
+}
+
+// allow is asked as bytes of unfinished uploads arrive.
+func (q *quota) allow(ctx context.Context, did syntax.DID, arriving int64) error {
+	tier, most, limited, registered, err := q.limit(ctx, did)
+	if err != nil {
+		return err
+	}
+	if limited {
+		used, err := q.usage(ctx, did)
+		if err != nil {
+			return err
+		}
+		if used+arriving > most {
+			return fmt.Errorf("%s may keep %s at this hold (tier %s) and would have %s: delete images, or ask the hold's owner", did, Bytes(most), tier, Bytes(used+arriving))
+		}
+	}
+	if !registered {
+		return nil
+	}
+	used, err := q.openUsage(ctx)
+	if err == nil && used+arriving > int64(q.open) {
+		err = fmt.Errorf("the %s that this hold keeps for people who made themselves members are used up: ask its owner for crew membership, or choose another hold", q.open)
+	}
+	return err
+}
+
+// notify is allow for blobs that a manifest names and its pusher did not upload.
+func (q *quota) notify(ctx context.Context, did syntax.DID, blobs []namedBlob) error {
+	var more int64
+	for _, b := range blobs {
+		counted, err := q.hold.counted(ctx, did, b.Digest)
+		if err != nil {
+			return err
+		}
+		if !counted {
+			more += b.Size
+		}
+	}
+	if err := q.allow(ctx, did, more); err != nil {
+		return &xrpc.Error{Status: http.StatusForbidden, Name: atcr.HoldNotifyManifestErrorQuotaExceeded, Message: err.Error(), Err: err}
+	}
+	return nil
+}
+
+func (q *quota) usage(ctx context.Context, did syntax.DID) (int64, error) {
+	q.mu.Lock()
+	u, ok := q.used[did]
+	q.mu.Unlock()
+	if now := q.hold.now(); ok && now.Sub(u.at) < useValid {
+		return u.bytes, nil
+	}
+	_, bytes, err := q.hold.used(ctx, did)
+	if err != nil {
+		return 0, err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.used) >= maxUseKept {
+		clear(q.used)
+	}
+	q.used[did] = use{bytes, q.hold.now()}
+	return bytes, nil
+}
+
+// openUsage is what all those keep together whom nobody made members.
+func (q *quota) openUsage(ctx context.Context) (int64, error) {
+	q.mu.Lock()
+	u := q.all
+	q.mu.Unlock()
+	if !u.at.IsZero() && q.hold.now().Sub(u.at) < useValid {
+		return u.bytes, nil
+	}
+	var people []syntax.DID
+	err := q.hold.ledger.Usages(ctx, func(did syntax.DID, _ int64) { people = append(people, did) })
+	if err != nil {
+		return 0, err
+	}
+	uploaders, err := q.hold.uploads.Uploaders(ctx)
+	if err != nil {
+		return 0, err
+	}
+	people = append(people, uploaders...)
+	slices.Sort(people)
+	var sum int64
+	for _, did := range slices.Compact(people) {
+		_, _, _, registered, err := q.limit(ctx, did)
+		if err != nil {
+			return 0, err
+		}
+		if registered {
+			bytes, err := q.usage(ctx, did)
+			if err != nil {
+				return 0, err
+			}
+			sum += bytes
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.all = use{sum, q.hold.now()}
+	return sum, nil
+}
+
+// forget drops what is remembered of did's use.
+func (q *quota) forget(did syntax.DID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.used, did)
+}
+
+// used is what did's manifests name, and what they uploaded that none names yet.
+func (h *Hold) used(ctx context.Context, did syntax.DID) (blobs, bytes int64, err error) {
+	if blobs, bytes, err = h.ledger.Usage(ctx, did); err != nil {
+		return 0, 0, err
+	}
+	moreBlobs, moreBytes, err := h.uploads.UsageBeside(ctx, did, func(d oci.Digest) (bool, error) { return h.ledger.NamedBy(ctx, did, d) })
+	return blobs + moreBlobs, bytes + moreBytes, err
+}
+
+// counted tells whether the blob is part of what did uses already.
+func (h *Hold) counted(ctx context.Context, did syntax.DID, d oci.Digest) (bool, error) {
+	named, err := h.ledger.NamedBy(ctx, did, d)
+	if err != nil || named {
+		return named, err
+	}
+	return h.uploads.UploadedBy(ctx, d, did)
+}
+
+// member is did's crew record, where there is one.
+func (h *Hold) member(ctx context.Context, did syntax.DID) (member atcr.HoldCrew, known bool, err error) {
+	p, err := h.roster.policy(ctx)
+	if err != nil {
+		return member, false, err
+	}
+	m, known := p.Members[did]
+	return atcr.HoldCrew{Member: did.String(), Permissions: m.Permissions, Tier: m.Tier}, known, nil
+}
+
+func (h *Hold) getQuota(w http.ResponseWriter, r *http.Request) error {
+	text, err := xrpc.RequiredParam(r, "userDid")
+	if err != nil {
+		return err
+	}
+	did, err := syntax.ParseDID(text)
+	if err != nil {
+		return xrpc.Errorf(http.StatusBadRequest, atcr.HoldGetQuotaErrorInvalidUserDid, "userDid must be a DID")
+	}
+	out := atcr.HoldGetQuotaOutput{UserDid: did.String()}
+	if out.UniqueBlobs, out.TotalSize, err = h.used(r.Context(), did); err != nil {
+		return err
+	}
+	tier, most, limited, _, err := h.quota.limit(r.Context(), did)
+	if err != nil {
+		return err
+	}
+	if limited {
+		out.Tier, out.Limit = tier, &most
+	}
+	xrpc.WriteJSON(w, http.StatusOK, out)
+	return nil
+}
+
+func (h *Hold) listTiers(w http.ResponseWriter, _ *http.Request) error {
+	out := atcr.HoldListTiersOutput{Tiers: []atcr.HoldListTiersTier{}}
+	for name, bytes := range h.quota.quotas.Tiers {
+		out.Tiers = append(out.Tiers, atcr.HoldListTiersTier{Name: name, QuotaBytes: int64(bytes), QuotaFormatted: bytes.String()})
+	}
+	slices.SortFunc(out.Tiers, func(a, b atcr.HoldListTiersTier) int {
+		if a.QuotaBytes != b.QuotaBytes {
+			return int(max(min(a.QuotaBytes-b.QuotaBytes, 1), -1))
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	xrpc.WriteJSON(w, http.StatusOK, out)
+	return nil
+}

@@ -1,0 +1,122 @@
+package hold
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/ledger"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/pds"
+)
+
+const (
+	// statsEvery is how often counts become records: a relay reads so many events of a host and no more.
+	statsEvery = time.Minute
+	statsBatch = 100
+)
+
+// publishStats writes waiting counts into statistics records, a batch a commit.
+func (h *Hold) publishStats(ctx context.Context) error {
+	for {
+		pending, err := h.ledger.Pending(ctx, statsBatch)
+		if err != nil || len(pending) == 0 {
+			return err
+		}
+		if err := h.publishCounts(ctx, pending); err != nil {
+			return err
+		}
+		if len(pending) < statsBatch {
+			return nil
+		}
+	}
+}
+
+func (h *Hold) publishCounts(ctx context.Context, pending []ledger.Counts) error {
+	counts := make(map[syntax.RecordKey]ledger.Counts, len(pending))
+	writes := make([]pds.Write, 0, len(pending))
+	for _, c := range pending {
+		rkey := syntax.RecordKey(atcr.StatsRkey(c.Owner.String(), c.Repository))
+		stats, err := h.stats(ctx, rkey)
+		if err != nil {
+			return err
+		}
+		stats.OwnerDid, stats.Repository, stats.UpdatedAt = c.Owner.String(), c.Repository, timestamp(h.now())
+		stats.PushCount, stats.PullCount = stats.PushCount+c.Pushes, stats.PullCount+c.Pulls
+		if !c.Pushed.IsZero() {
+			stats.LastPush = timestamp(c.Pushed)
+		}
+		if !c.Pulled.IsZero() {
+			stats.LastPull = timestamp(c.Pulled)
+		}
+		raw, err := json.Marshal(stats)
+		if err != nil {
+			return err
+		}
+		counts[rkey] = c
+		writes = append(writes, pds.Write{Action: pds.Put, Collection: atcr.HoldStatsNSID, Rkey: rkey, Value: raw})
+	}
+	h.following.mu.Lock()
+	h.following.counts = counts
+	h.following.mu.Unlock()
+	defer func() {
+		h.following.mu.Lock()
+		h.following.counts = nil
+		h.following.mu.Unlock()
+	}()
+	return h.applyAll(ctx, writes)
+}
+
+// stats is the record, or an empty one.
+func (h *Hold) stats(ctx context.Context, rkey syntax.RecordKey) (stats atcr.HoldStats, err error) {
+	r, err := h.repo.GetRecord(ctx, atcr.HoldStatsNSID, rkey)
+	if errors.Is(err, pds.ErrRecordNotFound) {
+		return stats, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(r.Value, &stats)
+	}
+	return stats, err
+}
+
+// countPull counts a config blob that was handed out as a pull of the images that have it, once an address
+// and hour: where no AppView tells of pulls, this is what a hold sees of them.
+func (h *Hold) countPull(r *http.Request, digest oci.Digest) {
+	manifests, ok := h.configs.Get(digest)
+	if !ok {
+		var err error
+		if manifests, err = h.ledger.ConfigOf(r.Context(), digest); err != nil {
+			h.log.Warn("count a pull", "error", err)
+			return
+		}
+		h.configs.Add(digest, manifests)
+	}
+	if len(manifests) != 1 { // of several images nobody knows which was pulled
+		return
+	}
+	m := manifests[0]
+	address, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		address = r.RemoteAddr
+	}
+	key := address + " " + digest.String()
+	now := h.now()
+	h.recentMu.Lock()
+	at, seen := h.pullers.Get(key)
+	if !seen || now.Sub(at) >= time.Hour {
+		h.pullers.Add(key, now)
+	}
+	h.recentMu.Unlock()
+	if seen && now.Sub(at) < time.Hour {
+		return
+	}
+	if _, err := h.ledger.Pull(r.Context(), m.Owner, m.Repository, 1); err != nil {
+		h.log.Warn("count a pull", "error", err)
+	}
+}
