@@ -23,6 +23,7 @@ import (
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/identity"
 	"atcr.io/internal/oci"
+	"atcr.io/internal/outbox"
 	"atcr.io/internal/registry"
 	"atcr.io/internal/regtoken"
 	"atcr.io/internal/session"
@@ -38,6 +39,7 @@ type AppView struct {
 	logger   *slog.Logger
 	db       *sqldb.DB
 	registry *registry.Server
+	outbox   *outbox.Outbox
 	mux      *http.ServeMux
 }
 
@@ -64,7 +66,7 @@ func open(ctx context.Context, config Config, logger *slog.Logger, reg prometheu
 	}
 	a := &AppView{config: config, logger: logger, db: db}
 	if err := a.wire(ctx, secret, reg, now); err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil
 }
@@ -95,7 +97,14 @@ func (a *AppView) wire(ctx context.Context, secret []byte, reg prometheus.Regist
 	holds := newHolds(directory, upstream, c, now)
 	calls := &holdCalls{upstream: upstream, tokens: sessions, testMode: c.TestMode}
 	places := newPlaces(upstream, directory, now)
+	told := newNotifier(holds, calls, a.logger, now)
+	a.outbox, err = outbox.Open(ctx, outbox.Config{DB: a.db, Deliver: told.deliver, Logger: a.logger, Metrics: reg, Now: now, Prefix: "atcr_appview"})
+	if err != nil {
+		return err
+	}
+	told.queue = a.outbox
 	manifests := &manifests{
+		notifier: told,
 		upstream: upstream, owners: people, holds: holds, calls: calls, records: newRecords(upstream, directory, now), places: places,
 		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, now), sessions: sessions, clock: now,
 	}
@@ -142,8 +151,13 @@ func (a *AppView) Handler() http.Handler {
 	})
 }
 
-// Close closes the database. Requests must have ended.
-func (a *AppView) Close() error { return a.db.Close() }
+// Close ends what runs in the background and closes the database. Requests must have ended.
+func (a *AppView) Close() error {
+	if a.outbox != nil {
+		a.outbox.Close()
+	}
+	return a.db.Close()
+}
 
 func getHealth(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")

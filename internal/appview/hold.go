@@ -26,10 +26,12 @@ const (
 
 // hold is where blobs are.
 type hold struct {
-	DID       syntax.DID
-	URL       string // base URL
-	Public    bool   // anybody may read
-	Successor syntax.DID
+	DID    syntax.DID
+	URL    string // base URL
+	Public bool   // anybody may read
+	// AllowAllCrew: everybody may become a member.
+	AllowAllCrew bool
+	Successor    syntax.DID
 }
 
 // holds finds holds by their DID, and the one that a person pushes to.
@@ -79,7 +81,7 @@ func (h *holds) load(ctx context.Context, did syntax.DID) (*hold, error) {
 		return nil, oci.Errorf(oci.CodeDenied, "%s is not a hold: choose another in your io.atcr.sailor.profile", did)
 	}
 	if captain != nil {
-		out.Public = captain.Value.Public
+		out.Public, out.AllowAllCrew = captain.Value.Public, captain.Value.AllowAllCrew
 		if next, err := syntax.ParseDID(captain.Value.Successor); err == nil && next != did {
 			out.Successor = next
 		}

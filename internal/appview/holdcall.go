@@ -23,6 +23,7 @@ const getBlobNSID = "com.atproto.sync.getBlob"
 // serviceTokens are tokens by which a person calls a hold: session.Store.
 type serviceTokens interface {
 	ServiceToken(ctx context.Context, session string, hold syntax.DID, lxm string) (string, error)
+	OnceToken(ctx context.Context, session string, hold syntax.DID, lxm string) (string, error)
 	RefuseFragment(hold syntax.DID) (changed bool, undo func())
 }
 
@@ -36,7 +37,12 @@ type holdCalls struct {
 // as calls do with the caller's service token for lxm. A hold that refuses it gets one more with the bare
 // DID as its audience.
 func (h *holdCalls) as(ctx context.Context, c registry.Caller, to *hold, lxm string, do func(token string) error) error {
-	token, err := h.tokens.ServiceToken(ctx, c.Session, to.DID, lxm)
+	return h.with(ctx, c, to, lxm, h.tokens.ServiceToken, do)
+}
+
+// with is as with tokens that get finds.
+func (h *holdCalls) with(ctx context.Context, c registry.Caller, to *hold, lxm string, get func(context.Context, string, syntax.DID, string) (string, error), do func(token string) error) error {
+	token, err := get(ctx, c.Session, to.DID, lxm)
 	if err != nil {
 		return upstreamError("your PDS", err)
 	}
@@ -49,7 +55,7 @@ func (h *holdCalls) as(ctx context.Context, c registry.Caller, to *hold, lxm str
 	if !changed {
 		return err
 	}
-	if token, err = h.tokens.ServiceToken(ctx, c.Session, to.DID, lxm); err != nil {
+	if token, err = get(ctx, c.Session, to.DID, lxm); err != nil {
 		undo()
 		return upstreamError("your PDS", err)
 	}

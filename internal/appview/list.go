@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
 	"atcr.io/api/atcr"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
@@ -159,10 +161,11 @@ func (m *manifests) Delete(ctx context.Context, c registry.Caller, name oci.Name
 	}
 	defer unlock()
 	var doomed []write
+	var at []syntax.DID
 	if reference.Tag != "" {
 		doomed, err = m.doomedTag(ctx, of, name.Repository, reference.Tag)
 	} else {
-		doomed, err = m.doomedManifest(ctx, of, name.Repository, reference.Digest)
+		doomed, at, err = m.doomedManifest(ctx, of, name.Repository, reference.Digest)
 	}
 	if err != nil {
 		return upstreamError("your PDS", err)
@@ -183,6 +186,9 @@ func (m *manifests) Delete(ctx context.Context, c registry.Caller, name oci.Name
 			}
 		}
 	}
+	for _, hold := range at {
+		m.notifier.deleted(ctx, c, of, name.Repository, hold, reference.Digest)
+	}
 	httpx.EventFrom(ctx).Reference = reference.String()
 	m.lists.forget(repositoryKey{of.DID, name.Repository})
 	return nil
@@ -201,20 +207,24 @@ func (m *manifests) doomedTag(ctx context.Context, of owner, repository, tag str
 	return doomed, nil
 }
 
-func (m *manifests) doomedManifest(ctx context.Context, of owner, repository string, d oci.Digest) (doomed []write, err error) {
+// doomedManifest are the deletions, and the holds that have the manifest's blobs.
+func (m *manifests) doomedManifest(ctx context.Context, of owner, repository string, d oci.Digest) (doomed []write, at []syntax.DID, err error) {
 	uris := map[string]bool{}
 	for _, rkey := range manifestRkeys(repository, d) {
 		f, err := getRecord[atcr.Manifest](ctx, m.upstream, of.PDS, of.DID, atcr.ManifestNSID, rkey)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if f != nil && f.Value.Repository == repository {
 			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.ManifestNSID, Rkey: rkey})
+			if hold := holdOf(&f.Value); hold != "" {
+				at = append(at, hold)
+			}
 			uris[rkey] = true
 		}
 	}
 	if len(doomed) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	err = listRecords(ctx, m.upstream, of, atcr.TagNSID, func(f found[atcr.Tag]) bool {
 		t := &f.Value
@@ -224,5 +234,5 @@ func (m *manifests) doomedManifest(ctx context.Context, of owner, repository str
 		}
 		return true
 	})
-	return doomed, err
+	return doomed, at, err
 }

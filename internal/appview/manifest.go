@@ -24,6 +24,7 @@ type manifests struct {
 	owners   owners
 	holds    *holds
 	calls    *holdCalls
+	notifier *notifier
 	records  *records
 	places   *places
 	bytes    *contents

@@ -59,8 +59,11 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 		return err
 	}
 	defer unlock()
+	told := m.notifier.pushing(ctx, c, of, name, at, man, parsed, tags)
 	p := &push{manifests: m, ctx: ctx, session: c.Session, of: of, name: name, at: at.DID, manifest: man, parsed: parsed, tags: tags}
-	if err := p.write(); err != nil {
+	err = p.write()
+	told(err)
+	if err != nil {
 		return err
 	}
 	m.bytes.put(man.Digest, man.Bytes)

@@ -17,6 +17,8 @@ import (
 const (
 	// serviceLifetime is what is asked for; a PDS gives at most an hour.
 	serviceLifetime = 30 * time.Minute
+	// onceLifetime is for tokens that are good for one call: holds take no older ones.
+	onceLifetime = 4 * time.Minute
 	// serviceReserve is how long before its end a token is used no more.
 	serviceReserve = time.Minute
 	// holdFragment names the hold's service in its DID document.
@@ -42,20 +44,33 @@ type serviceToken struct {
 //
 // Errors: ErrGone, *xrpc.UpstreamError.
 func (s *Store) ServiceToken(ctx context.Context, id string, hold syntax.DID, lxm string) (string, error) {
+	return s.addressed(ctx, id, hold, func(audience string) (string, error) { return s.serviceToken(ctx, id, audience, lxm) })
+}
+
+// OnceToken is ServiceToken for a call whose tokens are good for once: it is short-lived, and never kept.
+func (s *Store) OnceToken(ctx context.Context, id string, hold syntax.DID, lxm string) (string, error) {
+	return s.addressed(ctx, id, hold, func(audience string) (string, error) {
+		got, err := s.askServiceToken(ctx, id, audience, lxm, onceLifetime)
+		return got.token, err
+	})
+}
+
+// addressed asks for a token with the audience that the PDS signs and the hold takes.
+func (s *Store) addressed(ctx context.Context, id string, hold syntax.DID, ask func(audience string) (string, error)) (string, error) {
 	t, err := s.current(ctx, id)
 	if err != nil {
 		return "", err
 	}
 	bare := s.bareHosts.Contains(t.pds) || s.bareHolds.Contains(hold)
 	if bare {
-		return s.serviceToken(ctx, id, hold.String(), lxm)
+		return ask(hold.String())
 	}
-	token, err := s.serviceToken(ctx, id, hold.String()+holdFragment, lxm)
+	token, err := ask(hold.String() + holdFragment)
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
 	if !ok || e.Status != http.StatusBadRequest && e.Status != http.StatusInternalServerError {
 		return token, err
 	}
-	if token, bareErr := s.serviceToken(ctx, id, hold.String(), lxm); bareErr == nil {
+	if token, bareErr := ask(hold.String()); bareErr == nil {
 		s.bareHosts.Add(t.pds, struct{}{})
 		return token, nil
 	}
@@ -83,7 +98,7 @@ func (s *Store) serviceToken(ctx context.Context, id, audience, lxm string) (str
 	result := s.flight.DoChan(strings.Join([]string{"service", id, audience, lxm}, " "), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
-		got, err := s.askServiceToken(ctx, id, audience, lxm)
+		got, err := s.askServiceToken(ctx, id, audience, lxm, serviceLifetime)
 		if err == nil {
 			s.serviceTokens.Add(key, got)
 		}
@@ -100,9 +115,9 @@ func (s *Store) serviceToken(ctx context.Context, id, audience, lxm string) (str
 	}
 }
 
-func (s *Store) askServiceToken(ctx context.Context, id, audience, lxm string) (serviceToken, error) {
+func (s *Store) askServiceToken(ctx context.Context, id, audience, lxm string, lifetime time.Duration) (serviceToken, error) {
 	now := s.now()
-	expires := now.Add(serviceLifetime)
+	expires := now.Add(lifetime)
 	query := url.Values{"aud": {audience}, "lxm": {lxm}, "exp": {strconv.FormatInt(expires.Unix(), 10)}}
 	var out struct{ Token string }
 	const nsid = "com.atproto.server.getServiceAuth"

@@ -1,0 +1,162 @@
+package appview
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/outbox"
+	"atcr.io/internal/registry"
+	"atcr.io/internal/session"
+	"atcr.io/internal/xrpc"
+)
+
+// queue keeps messages until they are delivered: outbox.Outbox.
+type queue interface {
+	Add(ctx context.Context, m outbox.Message) (id int64, err error)
+	Release(ctx context.Context, id int64) error
+	Drop(ctx context.Context, id int64) error
+}
+
+// notifier tells holds what happened to the images whose blobs they have, in the person's name.
+//
+// Source: contract, "notifyManifest" and "requestCrew".
+type notifier struct {
+	queue  queue
+	holds  *holds
+	calls  *holdCalls
+	logger *slog.Logger
+	joined *cache[membership, bool]
+}
+
+// membership is a person and a hold that they asked to be a member of.
+type membership struct{ person, hold syntax.DID }
+
+// joinAgain is how long a person is believed to be a member whom a hold made one.
+const joinAgain = 24 * time.Hour
+
+func newNotifier(holds *holds, calls *holdCalls, logger *slog.Logger, now clock) *notifier {
+	n := &notifier{holds: holds, calls: calls, logger: logger}
+	n.joined = newCache(10_000, joinAgain, joinAgain, now, func(context.Context, membership) (bool, error) { return false, nil })
+	return n
+}
+
+// pushing keeps the message of a push before the push is made, so that no crash lets blobs go that a
+// manifest names. done sends or forgets it.
+func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, name oci.Name, at *hold, man registry.Manifest, parsed *oci.Manifest, tags []string) (done func(err error)) {
+	in := atcr.HoldNotifyManifestInput{
+		Operation: "push", Repository: name.Repository, UserDid: of.DID.String(), ManifestDigest: man.Digest.String(),
+		Manifest: atcr.HoldNotifyManifestManifestInfo{MediaType: man.MediaType},
+	}
+	if len(tags) > 0 {
+		in.Tag = tags[0]
+	}
+	if parsed.Config != nil {
+		config := blobInfo(*parsed.Config)
+		in.Manifest.Config = &config
+	}
+	for _, l := range parsed.Layers {
+		if len(l.URLs) == 0 { // the others are kept elsewhere
+			in.Manifest.Layers = append(in.Manifest.Layers, blobInfo(l))
+		}
+	}
+	for _, m := range parsed.Manifests {
+		in.Manifest.Manifests = append(in.Manifest.Manifests, atcr.HoldNotifyManifestManifestChild{Digest: m.Digest.String(), Size: m.Size, MediaType: m.MediaType})
+	}
+	var ids []int64
+	if at.AllowAllCrew {
+		who := membership{of.DID, at.DID}
+		if known, err := n.joined.get(ctx, who); err == nil && !known {
+			n.joined.put(who, true)
+			ids = n.keep(ctx, ids, c, of, at.DID, atcr.HoldRequestCrewNSID, atcr.HoldRequestCrewInput{})
+		}
+	}
+	ids = n.keep(ctx, ids, c, of, at.DID, atcr.HoldNotifyManifestNSID, in)
+	return func(failed error) {
+		ctx := context.WithoutCancel(ctx)
+		for _, id := range ids {
+			settle := n.queue.Release
+			if failed != nil {
+				settle = n.queue.Drop
+				n.joined.forget(membership{of.DID, at.DID})
+			}
+			if err := settle(ctx, id); err != nil {
+				n.logger.Warn("a message to a hold is not settled", "hold", at.DID.String(), "error", err)
+			}
+		}
+	}
+}
+
+// deleted tells of a manifest that is gone.
+func (n *notifier) deleted(ctx context.Context, c registry.Caller, of owner, repository string, at syntax.DID, d oci.Digest) {
+	in := atcr.HoldNotifyManifestInput{Operation: "delete", Repository: repository, UserDid: of.DID.String(), ManifestDigest: d.String()}
+	ctx = context.WithoutCancel(ctx)
+	for _, id := range n.keep(ctx, nil, c, of, at, atcr.HoldNotifyManifestNSID, in) {
+		if err := n.queue.Release(ctx, id); err != nil {
+			n.logger.Warn("a message to a hold waits", "hold", at.String(), "error", err)
+		}
+	}
+}
+
+// keep adds a message. That it cannot be kept ends no push: the hold then does not know of the manifest.
+func (n *notifier) keep(ctx context.Context, ids []int64, c registry.Caller, of owner, at syntax.DID, nsid string, in any) []int64 {
+	body, err := json.Marshal(in)
+	if err == nil {
+		var id int64
+		id, err = n.queue.Add(ctx, outbox.Message{Sender: of.DID.String(), To: at.String(), Kind: nsid, Session: c.Session, Body: body})
+		ids = append(ids, id)
+	}
+	if err != nil {
+		n.logger.Error("a hold will not be told of an image", "hold", at.String(), "did", of.DID.String(), "error", err)
+		return ids[:max(len(ids)-1, 0)]
+	}
+	return ids
+}
+
+func blobInfo(d oci.Descriptor) atcr.HoldNotifyManifestBlobInfo {
+	return atcr.HoldNotifyManifestBlobInfo{Digest: d.Digest.String(), Size: d.Size, MediaType: d.MediaType}
+}
+
+// deliver sends one message. What a hold refuses is refused for good, but for its limits and for a token
+// that it does not take; a hold that does not know the method is not asked again.
+func (n *notifier) deliver(ctx context.Context, m outbox.Message) error {
+	did := syntax.DID(m.To)
+	at, err := n.holds.find(ctx, did)
+	if err != nil {
+		return err
+	}
+	c := registry.Caller{Subject: m.Sender, Session: m.Session}
+	get := n.calls.tokens.ServiceToken
+	if m.Kind == atcr.HoldRequestCrewNSID {
+		get = n.calls.tokens.OnceToken
+	}
+	err = n.calls.with(ctx, c, at, m.Kind, get, func(token string) error {
+		call, err := xrpc.JSONCall(at.URL, m.Kind, token, json.RawMessage(m.Body))
+		if err != nil {
+			return err
+		}
+		return n.calls.upstream.JSON(ctx, call, nil)
+	})
+	if errors.Is(err, session.ErrGone) {
+		return fmt.Errorf("%w: nobody is signed in any more: %w", outbox.ErrRefused, err)
+	}
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	if !ok || e.Invalid {
+		return err
+	}
+	switch {
+	case e.Status == http.StatusTooManyRequests, e.Status == http.StatusRequestTimeout, e.Status == http.StatusUnauthorized:
+		return err
+	case e.Status/100 == 4, e.Status == http.StatusNotImplemented:
+		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
+	}
+	return err
+}

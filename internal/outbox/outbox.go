@@ -1,0 +1,253 @@
+// Package outbox keeps messages to other servers until they were delivered.
+//
+// It owns their table, their order (the messages of one lane go one after the other, as they came), retries
+// and bounds. It refuses to own what a message says and how it is sent: that is the Deliver function's.
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"atcr.io/internal/sqldb"
+)
+
+// ErrRefused is wrapped by Deliver to say that trying again would not help: the message is dropped, and logged.
+var ErrRefused = errors.New("the message was refused")
+
+// ErrFull says that a sender, or all together, have too many messages waiting.
+var ErrFull = errors.New("too many messages wait to be delivered")
+
+const (
+	perSender     = 1000
+	inAll         = 100_000
+	atOnce        = 4
+	firstPause    = 5 * time.Second
+	longestPause  = time.Hour
+	keepFor       = 7 * 24 * time.Hour
+	holdBackFor   = time.Minute
+	deliverWithin = time.Minute
+	lookEvery     = 5 * time.Second
+)
+
+// Message is one to be delivered. Body is at most 1 MiB.
+type Message struct {
+	ID      int64 // set by Add
+	Sender  string
+	To      string // with Sender it makes the lane
+	Kind    string
+	Session string // by which the sender is spoken for
+	Body    []byte
+}
+
+// Config is what Open needs.
+type Config struct {
+	DB *sqldb.DB
+	// Deliver sends a message. An error that wraps ErrRefused drops it; any other has it sent again later.
+	Deliver func(ctx context.Context, m Message) error
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer // may be nil
+	Now     func() time.Time      // nil: time.Now
+	// Prefix of the metrics, like atcr_appview.
+	Prefix string
+}
+
+var migrations = []string{`
+CREATE TABLE outbox (
+	id INTEGER PRIMARY KEY AUTOINCREMENT, sender TEXT NOT NULL, recipient TEXT NOT NULL, kind TEXT NOT NULL, session TEXT NOT NULL,
+	body BLOB NOT NULL, created_at INTEGER NOT NULL, due_at INTEGER NOT NULL, attempts INTEGER NOT NULL
+) STRICT;
+CREATE INDEX outbox_lane ON outbox (sender, recipient, id);
+`}
+
+// Outbox delivers in the background until Close.
+type Outbox struct {
+	config    Config
+	wake      chan struct{}
+	stop      context.CancelFunc
+	running   sync.WaitGroup
+	delivered *prometheus.CounterVec
+
+	mu   sync.Mutex
+	busy map[[2]string]bool // lanes that are being delivered
+}
+
+// Open migrates the table and takes up what an earlier process left.
+func Open(ctx context.Context, c Config) (*Outbox, error) {
+	if err := c.DB.Migrate(ctx, "outbox", migrations); err != nil {
+		return nil, err
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	o := &Outbox{config: c, wake: make(chan struct{}, 1), busy: map[[2]string]bool{}}
+	if err := o.measure(); err != nil {
+		return nil, err
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	o.stop = stop
+	for range atOnce {
+		o.running.Go(func() { o.run(background) })
+	}
+	return o, nil
+}
+
+func (o *Outbox) measure() error {
+	o.delivered = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: o.config.Prefix + "_outbox_deliveries_total", Help: "Attempts to deliver a message, by outcome: done, later, refused.",
+	}, []string{"outcome"})
+	if o.config.Metrics == nil {
+		return nil
+	}
+	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: o.config.Prefix + "_outbox_messages", Help: "Messages that wait to be delivered."}, func() float64 {
+		var n int64
+		if err := o.config.DB.Reader().QueryRow(`SELECT count(*) FROM outbox`).Scan(&n); err != nil { //nolint:noctx // a scrape has none
+			return -1
+		}
+		return float64(n)
+	})
+	return errors.Join(o.config.Metrics.Register(o.delivered), o.config.Metrics.Register(waiting))
+}
+
+// Add keeps a message; on a nil error it outlives the process. It is held back until Release, or for a
+// minute where the process ends before that: so it can be kept before the deed that it tells of.
+// Errors: ErrFull, the database's.
+func (o *Outbox) Add(ctx context.Context, m Message) (id int64, err error) {
+	now := o.config.Now()
+	err = o.config.DB.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+		var own, all int
+		err := tx.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM outbox WHERE sender = ?), (SELECT count(*) FROM outbox)`, m.Sender).Scan(&own, &all)
+		if err != nil {
+			return err
+		}
+		if own >= perSender || all >= inAll {
+			return ErrFull
+		}
+		result, err := tx.ExecContext(ctx, `INSERT INTO outbox (sender, recipient, kind, session, body, created_at, due_at, attempts) VALUES (?,?,?,?,?,?,?,0)`,
+			m.Sender, m.To, m.Kind, m.Session, m.Body, now.UnixMilli(), now.Add(holdBackFor).UnixMilli())
+		if err != nil {
+			return err
+		}
+		id, err = result.LastInsertId()
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("keep a message: %w", err)
+	}
+	return id, nil
+}
+
+// Release lets a message go.
+func (o *Outbox) Release(ctx context.Context, id int64) error {
+	err := o.exec(ctx, `UPDATE outbox SET due_at = ? WHERE id = ?`, o.config.Now().UnixMilli(), id)
+	o.poke()
+	return err
+}
+
+// Drop forgets a message: what it would have told of did not happen.
+func (o *Outbox) Drop(ctx context.Context, id int64) error {
+	return o.exec(ctx, `DELETE FROM outbox WHERE id = ?`, id)
+}
+
+func (o *Outbox) exec(ctx context.Context, query string, args ...any) error {
+	return o.config.DB.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, query, args...)
+		return err
+	})
+}
+
+func (o *Outbox) poke() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run delivers what is due, one message after the other.
+func (o *Outbox) run(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		delivered, err := o.next(ctx)
+		if err != nil && ctx.Err() == nil {
+			o.config.Logger.Error("deliver messages", "error", err)
+		}
+		if delivered && ctx.Err() == nil {
+			o.poke() // another may find more
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.wake:
+		case <-tick.C:
+		}
+	}
+}
+
+// next delivers the oldest message that is due, is the first of its lane, and whose lane nobody works on.
+func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
+	m, created, attempts, err := o.claim(ctx)
+	if err != nil || m.ID == 0 {
+		return false, err
+	}
+	defer func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		delete(o.busy, [2]string{m.Sender, m.To})
+	}()
+	deliver, cancel := context.WithTimeout(ctx, deliverWithin)
+	failed := o.config.Deliver(deliver, m)
+	cancel()
+	keep := context.WithoutCancel(ctx)
+	switch {
+	case failed == nil:
+		o.delivered.WithLabelValues("done").Inc()
+		return true, o.Drop(keep, m.ID)
+	case errors.Is(failed, ErrRefused) || o.config.Now().Sub(created) > keepFor:
+		o.delivered.WithLabelValues("refused").Inc()
+		o.config.Logger.Warn("a message is given up", "kind", m.Kind, "sender", m.Sender, "to", m.To, "error", failed)
+		return true, o.Drop(keep, m.ID)
+	case ctx.Err() != nil:
+		return false, nil // stopping: it stays due
+	}
+	o.delivered.WithLabelValues("later").Inc()
+	o.config.Logger.Info("a message is sent again later", "kind", m.Kind, "sender", m.Sender, "to", m.To, "attempts", attempts+1, "error", failed)
+	pause := min(firstPause<<min(attempts, 20), longestPause)
+	return true, o.exec(keep, `UPDATE outbox SET attempts = attempts + 1, due_at = ? WHERE id = ?`, o.config.Now().Add(pause).UnixMilli(), m.ID)
+}
+
+func (o *Outbox) claim(ctx context.Context) (m Message, created time.Time, attempts int, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	rows, err := o.config.DB.Reader().QueryContext(ctx, `SELECT id, sender, recipient, kind, session, body, created_at, attempts FROM outbox o
+		WHERE due_at <= ? AND NOT EXISTS (SELECT 1 FROM outbox p WHERE p.sender = o.sender AND p.recipient = o.recipient AND p.id < o.id)
+		ORDER BY due_at LIMIT ?`, o.config.Now().UnixMilli(), atOnce)
+	if err != nil {
+		return m, created, 0, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var milliseconds int64
+		if err := rows.Scan(&m.ID, &m.Sender, &m.To, &m.Kind, &m.Session, &m.Body, &milliseconds, &attempts); err != nil {
+			return Message{}, created, 0, err
+		}
+		if lane := [2]string{m.Sender, m.To}; !o.busy[lane] {
+			o.busy[lane] = true
+			return m, time.UnixMilli(milliseconds), attempts, nil
+		}
+	}
+	return Message{}, created, 0, rows.Err()
+}
+
+// Close stops delivering; what is left goes at the next start.
+func (o *Outbox) Close() {
+	o.stop()
+	o.running.Wait()
+}
