@@ -18,6 +18,7 @@ var command = daemon.Command[hold.Config]{
   HOLD_PUBLIC_URL=http://127.0.0.1:8080 HOLD_OWNER=did:plc:your-test-did HOLD_PUBLIC=true \
   HOLD_ALLOW_ALL_CREW=true STORAGE_DRIVER=filesystem \
   HOLD_DATABASE_DIR=$(mktemp -d) STORAGE_ROOT_DIR=$(mktemp -d) atcr-hold`,
+	Subs:     commands,
 	LogLevel: func(c hold.Config) string { return c.LogLevel },
 	Serve: func(ctx context.Context, c hold.Config, logger *slog.Logger) error {
 		return hold.Run(ctx, c, hold.Options{Logger: logger})

@@ -7,12 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"atcr.io/internal/envconf"
+	"atcr.io/internal/hold"
 	"atcr.io/test/components"
 )
 
@@ -171,6 +177,66 @@ func TestManual(t *testing.T) {
 		}
 		if strings.Contains(out.String(), "secretword") {
 			t.Errorf("%s shows a secret", args)
+		}
+	}
+}
+
+// Would catch commands whose arguments are lost, misread, or not told about.
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	settings := []string{
+		"HOLD_PUBLIC_URL=http://127.0.0.1:8080", "HOLD_OWNER=did:plc:owner", "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir(),
+		"HOLD_DATABASE_DIR=" + t.TempDir(), `HOLD_QUOTAS={"tiers":{"pro":"5GB"}}`,
+	}
+	run := func(args ...string) (string, error) {
+		t.Helper()
+		out := &output{}
+		err := command.Run(t.Context(), args, settings, out, io.Discard)
+		return out.String(), err
+	}
+	if out, err := run("crew", "list"); err == nil || !strings.Contains(err.Error(), "there is no hold in") {
+		t.Fatalf("a command made a hold: %s %v", out, err)
+	}
+	var config hold.Config
+	if err := envconf.Load(settings, hold.Prefix, &config); err != nil {
+		t.Fatal(err)
+	}
+	h, err := hold.Open(t.Context(), config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "backup")
+	for _, step := range []struct {
+		args  string
+		want  string
+		fails bool
+	}{
+		{"crew add did:plc:a --permissions blob:read --tier pro", "did:plc:a  blob:read", false},
+		{"crew add --permissions crew:admin did:plc:b", "did:plc:b  crew:admin", false},
+		{"crew list --json", `"permissions":["blob:read"],"tier":"pro"}`, false},
+		{"crew set did:plc:a --tier gold", `no tier "gold"`, true},
+		{"crew set did:plc:a --permissions blob:wirte", `no permission "blob:wirte"`, true},
+		{"crew set", "usage: atcr-hold crew set DID", true},
+		{"crew remove did:plc:a extra", `unknown argument "extra"`, true},
+		{"crew remove did:plc:a", "no member any more", false},
+		{"crew", `unknown command "crew"`, true},
+		{"gc --dry-run", "nothing is collected", true},
+		{"gc --help", "only say what would be deleted", false},
+		{"repo verify", "the repo is whole", false},
+		{"backup " + file, "keep it secret", false},
+		{"backup " + file, "exists", true},
+		{"restore " + file, "restore into empty folders", true},
+		{"restore", "usage: atcr-hold restore FILE", true},
+	} {
+		out, err := run(strings.Fields(step.args)...)
+		if err != nil {
+			out += err.Error()
+		}
+		if (err != nil) != step.fails || !strings.Contains(out, step.want) {
+			t.Errorf("%s: %s", step.args, out)
 		}
 	}
 }

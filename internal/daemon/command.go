@@ -6,12 +6,16 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 
 	"atcr.io/internal/envconf"
@@ -28,10 +32,29 @@ type Command[C any] struct {
 	About  string // one sentence for the top of the help, and an example for its end
 	Try    string
 	Prefix string // of the settings that are its own
+	Subs   []Sub[C]
 	// LogLevel is the setting of that name: debug, info, warn or error.
 	LogLevel func(C) string
 	// Serve runs until ctx ends.
 	Serve func(ctx context.Context, config C, logger *slog.Logger) error
+}
+
+// Sub is a command beside serve and config. Its Name may have two words.
+type Sub[C any] struct {
+	Name, Usage, About string
+	// Run does it. What it prints is its result; what it logs goes to standard error.
+	Run func(ctx context.Context, config C, logger *slog.Logger, args []string, stdout io.Writer) error
+}
+
+// sub finds the command that args name, and its own arguments.
+func (c Command[C]) sub(args []string) (*Sub[C], []string) {
+	for i := range c.Subs {
+		words := strings.Fields(c.Subs[i].Name)
+		if len(args) >= len(words) && slices.Equal(args[:len(words)], words) {
+			return &c.Subs[i], args[len(words):]
+		}
+	}
+	return nil, nil
 }
 
 // Main runs the command of this process and ends it. The first SIGINT or SIGTERM ends gracefully, a second
@@ -53,6 +76,7 @@ func (c Command[C]) Main() {
 
 // Run is Main with everything that belongs to the process given.
 func (c Command[C]) Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
+	sub, rest := c.sub(args)
 	command := "serve"
 	if len(args) > 0 {
 		command, args = args[0], args[1:]
@@ -66,6 +90,7 @@ func (c Command[C]) Run(ctx context.Context, args, environ []string, stdout, std
 		manual = envconf.Example(config)
 	case command == "config" && len(args) == 1 && args[0] == "--markdown":
 		manual = envconf.Markdown(config)
+	case sub != nil:
 	case command != "serve" && command != "config":
 		return fmt.Errorf("unknown command %q; %s --help lists them", command, c.Name)
 	case len(args) > 0:
@@ -86,20 +111,34 @@ func (c Command[C]) Run(ctx context.Context, args, environ []string, stdout, std
 	if err := level.UnmarshalText([]byte(c.LogLevel(config))); err != nil {
 		return err
 	}
-	return c.Serve(ctx, config, slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})))
+	if sub != nil {
+		level = max(level, slog.LevelWarn) // what is told is the result
+	}
+	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	if sub != nil {
+		err := sub.Run(ctx, config, logger, rest, stdout)
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	return c.Serve(ctx, config, logger)
 }
 
 func (c Command[C]) usage() string {
 	var config C
 	text := c.About + "\n\nUsage:\n"
-	for _, row := range [][2]string{
+	rows := [][2]string{
 		{"[serve]", "run it"},
 		{"config", "print the settings in effect, secrets hidden"},
 		{"config --env-example", "print an example environment file"},
 		{"config --markdown", "print the manual of the settings"},
-		{"--help", "print this"},
-	} {
-		text += fmt.Sprintf("  %-36s %s\n", c.Name+" "+row[0], row[1])
+	}
+	for _, s := range c.Subs {
+		rows = append(rows, [2]string{strings.TrimSpace(s.Name + " " + s.Usage), s.About})
+	}
+	for _, row := range append(rows, [2]string{"--help", "print this"}) {
+		text += fmt.Sprintf("  %-56s %s\n", c.Name+" "+row[0], row[1])
 	}
 	if c.Try != "" {
 		text += "\n" + c.Try + "\n"

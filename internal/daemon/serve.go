@@ -29,9 +29,11 @@ type Server struct {
 	// Address is what AddressSetting says; DebugAddress (metrics, profiles; "" for none) what DebugSetting says.
 	Address, AddressSetting    string
 	DebugAddress, DebugSetting string
-	Registry                   *prometheus.Registry
-	Logger                     *slog.Logger
-	Grace                      time.Duration
+	// Private are served beside, until the end.
+	Private  []httpx.Endpoint
+	Registry *prometheus.Registry
+	Logger   *slog.Logger
+	Grace    time.Duration
 	// Ready is called with the public address once connections are taken.
 	Ready func(address string)
 }
@@ -54,6 +56,7 @@ func (s Server) Serve(ctx context.Context) error {
 		}
 		endpoints = append(endpoints, httpx.Endpoint{Server: httpx.NewServer(httpx.DebugHandler(s.Registry), s.Logger), Listener: private})
 	}
+	endpoints = append(endpoints, s.Private...)
 	s.Ready(public.Addr().String())
 	return httpx.Serve(ctx, s.Logger, s.Grace, endpoints...)
 }

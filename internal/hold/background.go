@@ -16,6 +16,7 @@ func (h *Hold) startBackground(ctx context.Context) {
 		{"prune events", 10 * time.Minute, h.host.Prune},
 		{"publish statistics", statsEvery, h.publishStats},
 		{"remove idle members", time.Hour, h.removeIdle},
+		{"ask relays", crawlLook, h.followRelays},
 		{"collect blobs", h.config.CollectEvery, h.collectUnnamed},
 	} {
 		if task.every > 0 {

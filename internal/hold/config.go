@@ -32,6 +32,7 @@ type Config struct {
 	Quotas          string        `env:"HOLD_QUOTAS" doc:"Quotas as JSON, or the path of a file with it: {\"tiers\":{\"free\":\"5GB\",\"pro\":\"100GB\"},\"default\":\"pro\",\"registered\":\"free\"}. default is the tier of members, registered that of people who made themselves members; a crew record's tier comes first; the owner has no limit. Empty: no quotas."`
 	OpenQuota       string        `env:"HOLD_OPEN_QUOTA" default:"50GB" doc:"How much all people together may keep here who were not made members by the owner."`
 	TrustedAppViews []string      `env:"HOLD_TRUSTED_APPVIEWS" doc:"DIDs of AppViews, comma-separated, whose counts of pulls are believed."`
+	Relays          []string      `env:"HOLD_RELAYS" default:"https://bsky.network" doc:"Relays that are asked to read this hold's repo and pass it on to the network, comma-separated. Empty: none. A hold that is not public on the internet asks none."`
 	CollectEvery    time.Duration `env:"HOLD_COLLECT_EVERY" default:"24h" doc:"How often blobs are deleted that no manifest has named for 48 hours. 0: only by atcr-hold gc."`
 
 	StorageDriver    string `env:"STORAGE_DRIVER" default:"s3" doc:"Where blobs are stored: s3 or filesystem."`

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
+	"github.com/gofrs/flock"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -70,6 +71,11 @@ type Hold struct {
 	pullers  *lru.Cache[string, time.Time] // addresses and config blobs of the last hour
 	configs  *lru.Cache[oci.Digest, []ledger.Manifest]
 
+	crawlMu    sync.Mutex
+	crawledAt  time.Time // when relays were asked last
+	crawledRev string    // and for what
+
+	lock       *flock.Flock // one process a database
 	stop       context.CancelFunc
 	background sync.WaitGroup
 }
@@ -101,6 +107,11 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	}
 	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
 		return nil, fmt.Errorf("HOLD_DATABASE_DIR: %w", err)
+	}
+	h.lock = flock.New(filepath.Join(config.DatabaseDir, "lock"))
+	if free, err := h.lock.TryLock(); err != nil || !free {
+		h.lock = nil
+		return nil, errors.Join(fmt.Errorf("another atcr-hold uses HOLD_DATABASE_DIR %s: stop it first", config.DatabaseDir), err)
 	}
 	if h.db, err = sqldb.Open(ctx, filepath.Join(config.DatabaseDir, "db.sqlite3")); err != nil {
 		return nil, err
@@ -231,6 +242,9 @@ func (h *Hold) Close() error {
 	}
 	if h.db != nil {
 		errs = append(errs, h.db.Close())
+	}
+	if h.lock != nil {
+		errs = append(errs, h.lock.Unlock())
 	}
 	return errors.Join(errs...)
 }

@@ -81,25 +81,13 @@ func decodeLayer(value []byte) (*atcr.HoldLayer, error) {
 // buildLedger fills the ledger of a hold whose records are older than it.
 func (h *Hold) buildLedger(ctx context.Context) error {
 	return h.ledger.Build(ctx, func(fn func(ledger.Change) error) error {
-		for cursor := ""; ; {
-			page, err := h.repo.ListRecords(ctx, atcr.HoldLayerNSID, 500, cursor, true)
-			if err != nil {
-				return err
-			}
-			for _, r := range page {
-				cursor = r.Rkey.String()
-				layer := &atcr.HoldLayer{}
-				if err := json.Unmarshal(r.Value, layer); err != nil {
-					h.log.Warn("a layer record is not readable, and counts for nobody", "rkey", cursor, "error", err)
-					continue
-				}
-				if err := fn(ledger.Change{Rkey: r.Rkey, Layer: layer}); err != nil {
-					return err
-				}
-			}
-			if len(page) < 500 {
+		return h.eachRecord(ctx, atcr.HoldLayerNSID, func(r pds.Record) error {
+			layer := &atcr.HoldLayer{}
+			if !readJSON(r, layer) {
+				h.log.Warn("a layer record is not readable, and counts for nobody", "rkey", r.Rkey.String())
 				return nil
 			}
-		}
+			return fn(ledger.Change{Rkey: r.Rkey, Layer: layer})
+		})
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"atcr.io/internal/daemon"
+	"atcr.io/internal/httpx"
 )
 
 // Options are what a test or another program gives Run instead of what it would make itself.
@@ -33,7 +34,12 @@ func Run(ctx context.Context, config Config, o Options) error {
 			logger.Error("close", "error", err)
 		}
 	}()
+	var private []httpx.Endpoint
+	if l := h.listenAdmin(ctx); l != nil {
+		private = append(private, httpx.Endpoint{Server: httpx.NewServer(h.adminHandler(), logger), Listener: l})
+	}
 	return daemon.Server{
+		Private: private,
 		Handler: h.Handler(), Listener: o.Listener, Address: config.ServerAddr, AddressSetting: "HOLD_SERVER_ADDR",
 		DebugAddress: config.DebugAddr, DebugSetting: "HOLD_DEBUG_ADDR", Registry: registry, Logger: logger, Grace: config.Grace,
 		Ready: func(address string) {

@@ -60,22 +60,13 @@ func (h *Hold) exportUserData(w http.ResponseWriter, r *http.Request) error {
 
 // eachStats calls fn with the statistics of owner's repositories.
 func (h *Hold) eachStats(ctx context.Context, owner syntax.DID, fn func(pds.Record)) error {
-	for cursor := ""; ; {
-		page, err := h.repo.ListRecords(ctx, atcr.HoldStatsNSID, 500, cursor, true)
-		if err != nil {
-			return err
+	return h.eachRecord(ctx, atcr.HoldStatsNSID, func(record pds.Record) error {
+		var stats atcr.HoldStats
+		if readJSON(record, &stats) && stats.OwnerDid == owner.String() {
+			fn(record)
 		}
-		for _, record := range page {
-			cursor = record.Rkey.String()
-			var stats atcr.HoldStats
-			if err := json.Unmarshal(record.Value, &stats); err == nil && stats.OwnerDid == owner.String() {
-				fn(record)
-			}
-		}
-		if len(page) < 500 {
-			return nil
-		}
-	}
+		return nil
+	})
 }
 
 // deleteUserData deletes the caller's layer and statistics records and their membership. A refusal stays: it
@@ -124,20 +115,15 @@ func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 // removeMember deletes every crew record of did, whatever its key.
 func (h *Hold) removeMember(ctx context.Context, did syntax.DID) error {
 	var keys []syntax.RecordKey
-	for cursor := ""; ; {
-		page, err := h.repo.ListRecords(ctx, atcr.HoldCrewNSID, 500, cursor, true)
-		if err != nil {
-			return err
+	err := h.eachRecord(ctx, atcr.HoldCrewNSID, func(record pds.Record) error {
+		var member atcr.HoldCrew
+		if readJSON(record, &member) && member.Member == did.String() {
+			keys = append(keys, record.Rkey)
 		}
-		for _, record := range page {
-			cursor = record.Rkey.String()
-			var member atcr.HoldCrew
-			if err := json.Unmarshal(record.Value, &member); err == nil && member.Member == did.String() {
-				keys = append(keys, record.Rkey)
-			}
-		}
-		if len(page) < 500 {
-			return h.deleteRecords(ctx, atcr.HoldCrewNSID, keys)
-		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
+	return h.deleteRecords(ctx, atcr.HoldCrewNSID, keys)
 }

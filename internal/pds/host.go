@@ -213,3 +213,6 @@ func (h *Host) Repos() []*Repo {
 	})
 	return out
 }
+
+// Subscribers is how many follow the firehose now.
+func (h *Host) Subscribers() int64 { return h.subscribers.Load() }

@@ -216,3 +216,46 @@ func sumCID(codec uint64, b []byte) cid.Cid {
 	}
 	return cid.NewCidV1(codec, hash)
 }
+
+// Announce tells everybody who follows where the repo stands: after a restore, or when key or handle changed.
+func (r *Repo) Announce(ctx context.Context) error {
+	select {
+	case r.queue <- struct{}{}: // no commit in between
+		defer func() { <-r.queue }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	head, err := r.Head(ctx)
+	if err != nil {
+		return err
+	}
+	return r.host.publish(ctx, func(_ *sql.Tx, add func(eventBody) error) error {
+		return errors.Join(add(identityEvent(r.did, r.handle)), add(accountEvent(r.did)), add(syncEvent(r.did, head)))
+	})
+}
+
+// Verify reads every record, compares it with its CID, and the tree that they make with the head, whose
+// signature is checked too. It returns how many records there are. Errors: ErrCorrupt, which names the record.
+func (r *Repo) Verify(ctx context.Context) (records int, err error) {
+	fresh := &Repo{host: r.host, did: r.did, key: r.key}
+	if err := fresh.load(ctx); err != nil {
+		return 0, err
+	}
+	rows, err := r.host.db.Reader().QueryContext(ctx, `SELECT collection, rkey, cid, value FROM record WHERE did = ?`, r.did.String())
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var collection, rkey string
+		var raw, value []byte
+		if err := rows.Scan(&collection, &rkey, &raw, &value); err != nil {
+			return records, err
+		}
+		if !bytes.Equal(cborCID(value).Bytes(), raw) {
+			return records, fmt.Errorf("%w: record %s/%s does not have the bytes that its CID names; restore the database from a backup", ErrCorrupt, collection, rkey)
+		}
+		records++
+	}
+	return records, rows.Err()
+}

@@ -130,6 +130,27 @@ func (db *DB) write(ctx context.Context, pool *sql.DB, fn func(tx *sql.Tx) error
 // Reader is the pool for queries. It cannot write. A query that began sees no later write.
 func (db *DB) Reader() *sql.DB { return db.reader }
 
+// CopyTo writes the database as it stands into a new file (mode 0600), while others read and write. The file
+// must not exist. On an error it may be there in part.
+func (db *DB) CopyTo(ctx context.Context, path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("copy database: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("copy database: %w", err)
+	}
+	pool, err := sql.Open("sqlite", dsn(db.path, "FULL", "rw")) // of its own, so that writers do not wait
+	if err != nil {
+		return fmt.Errorf("copy database: %w", err)
+	}
+	_, err = pool.ExecContext(ctx, "VACUUM INTO ?", path)
+	if err = errors.Join(err, pool.Close()); err != nil {
+		return fmt.Errorf("copy database: %w", err)
+	}
+	return nil
+}
+
 // Path is the file's path as given to Open.
 func (db *DB) Path() string { return db.path }
 

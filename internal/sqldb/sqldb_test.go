@@ -128,3 +128,40 @@ func TestOpenDamaged(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+// Would catch a copy that lacks what was written last, that others may read, or that is made over something.
+func TestCopyTo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	db, err := sqldb.Open(t.Context(), filepath.Join(dir, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	err = db.WriteRelaxed(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(t.Context(), `CREATE TABLE t (v INTEGER); INSERT INTO t VALUES (7)`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "b")
+	if err := db.CopyTo(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.CopyTo(t.Context(), path); !errors.Is(err, os.ErrExist) {
+		t.Errorf("copied over a file: %v", err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info, err)
+	}
+	copied, err := sqldb.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = copied.Close() }()
+	var v int
+	if err := copied.Reader().QueryRowContext(t.Context(), `SELECT v FROM t`).Scan(&v); err != nil || v != 7 {
+		t.Errorf("%d %v", v, err)
+	}
+}

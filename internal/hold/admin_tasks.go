@@ -1,0 +1,243 @@
+package hold
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/api/atcr"
+	"atcr.io/internal/crew"
+	"atcr.io/internal/pds"
+	"atcr.io/internal/upload"
+)
+
+func adminCollect(ctx context.Context, h *Hold, r *http.Request, tell say) error {
+	dryRun := r.URL.Query().Get("dry-run") != ""
+	would := map[bool]string{true: "would delete", false: "deleted"}[dryRun]
+	c, err := h.Collect(ctx, dryRun, func(b upload.Unnamed) {
+		owner := "found in the storage"
+		if b.Owner != "" {
+			owner = "uploaded by " + b.Owner.String()
+		}
+		tell(Line{
+			Text: fmt.Sprintf("%s %s, %s, %s: no manifest has named it since %s", would, b.Digest, Bytes(b.Size), owner, b.Since.UTC().Format("2006-01-02 15:04")),
+			Data: map[string]any{"digest": b.Digest, "size": b.Size, "uploader": b.Owner, "since": timestamp(b.Since)},
+		})
+	})
+	if err == nil || c.Blobs > 0 {
+		tell(Line{Text: fmt.Sprintf("%s %d blobs, %s", would, c.Blobs, Bytes(c.Bytes)), Data: c})
+	}
+	return err
+}
+
+func adminFsck(ctx context.Context, h *Hold, _ *http.Request, tell say) error {
+	tell(Line{Text: "comparing the index with the storage …"})
+	rebuilt, err := h.uploads.Rebuild(ctx)
+	if err != nil {
+		return err
+	}
+	tell(Line{
+		Text: fmt.Sprintf("%d blobs that were in the storage alone are in the index now; %d that are not in the storage any more are out of it", rebuilt.Added, rebuilt.Removed),
+		Data: rebuilt,
+	})
+	return adminVerify(ctx, h, nil, tell)
+}
+
+func adminCrewList(ctx context.Context, h *Hold, _ *http.Request, tell say) error {
+	policy, err := h.roster.policy(ctx)
+	if err != nil {
+		return err
+	}
+	tell(Line{Text: policy.Owner.String() + "  owner", Data: map[string]any{"member": policy.Owner, "owner": true}})
+	members := make([]syntax.DID, 0, len(policy.Members))
+	for did := range policy.Members {
+		members = append(members, did)
+	}
+	slices.Sort(members)
+	for _, did := range members {
+		m := policy.Members[did]
+		if did == policy.Owner {
+			continue
+		}
+		what := strings.Join(m.Permissions, ", ")
+		if what == "" {
+			what = "refused"
+		}
+		if m.Tier != "" {
+			what += "  tier " + m.Tier
+		}
+		tell(Line{Text: did.String() + "  " + what, Data: map[string]any{"member": did, "permissions": m.Permissions, "tier": m.Tier, "addedAt": timestamp(m.AddedAt)}})
+	}
+	return nil
+}
+
+func memberOf(r *http.Request) (syntax.DID, error) {
+	text, err := required(r, "member")
+	if err != nil {
+		return "", err
+	}
+	did, err := syntax.ParseDID(text)
+	if err != nil {
+		return "", fmt.Errorf("%q is not a DID; it looks like did:plc:abc…", text)
+	}
+	return did, nil
+}
+
+func adminCrewSet(ctx context.Context, h *Hold, r *http.Request, tell say) error {
+	did, err := memberOf(r)
+	if err != nil {
+		return err
+	}
+	permissions := []string{}
+	for p := range strings.SplitSeq(r.URL.Query().Get("permissions"), ",") {
+		switch p {
+		case "", "none":
+		case crew.BlobRead, crew.BlobWrite, crew.CrewAdmin:
+			permissions = append(permissions, p)
+		default:
+			return fmt.Errorf("no permission %q: there are %s, %s, %s, and none, which refuses the member", p, crew.BlobRead, crew.BlobWrite, crew.CrewAdmin)
+		}
+	}
+	tier := r.URL.Query().Get("tier")
+	if _, ok := h.quota.quotas.Tiers[tier]; tier != "" && !ok {
+		return fmt.Errorf("HOLD_QUOTAS has no tier %q", tier)
+	}
+	err = h.put(ctx, record{atcr.HoldCrewNSID, atcr.CrewRkey(did.String()), atcr.HoldCrew{
+		Member: did.String(), Role: "member", Permissions: permissions, Tier: tier, AddedAt: timestamp(h.now()),
+	}})
+	if err == nil {
+		what := strings.Join(permissions, ", ")
+		if what == "" {
+			what = "refused"
+		}
+		tell(Line{Text: did.String() + "  " + what, Data: map[string]any{"member": did, "permissions": permissions}})
+	}
+	return err
+}
+
+func adminCrewRemove(ctx context.Context, h *Hold, r *http.Request, tell say) error {
+	did, err := memberOf(r)
+	if err != nil {
+		return err
+	}
+	_, known, err := h.member(ctx, did)
+	if err != nil {
+		return err
+	}
+	if !known {
+		return fmt.Errorf("%s is no member", did)
+	}
+	if err := h.removeMember(ctx, did); err != nil {
+		return err
+	}
+	tell(Line{Text: did.String() + " is no member any more", Data: map[string]any{"member": did}})
+	return nil
+}
+
+// adminTransfer gives the hold to another owner. The one before stays a member with all permissions.
+func adminTransfer(ctx context.Context, h *Hold, r *http.Request, tell say) error {
+	did, err := memberOf(r)
+	if err != nil {
+		return err
+	}
+	captain, _, err := h.captain(ctx)
+	if err != nil {
+		return err
+	}
+	old := captain.Owner
+	captain.Owner = did.String()
+	now := timestamp(h.now())
+	err = h.put(ctx, record{atcr.HoldCaptainNSID, atcr.SelfRkey, captain}, record{atcr.HoldCrewNSID, atcr.CrewRkey(did.String()), atcr.HoldCrew{
+		Member: did.String(), Role: "owner", Permissions: []string{crew.BlobRead, crew.BlobWrite, crew.CrewAdmin}, AddedAt: now,
+	}})
+	if err == nil {
+		tell(Line{Text: fmt.Sprintf("the hold belongs to %s now, and no more to %s, who is still a member. Set HOLD_OWNER=%s, or leave it empty, before the next start", did, old, did), Data: map[string]any{"owner": did, "before": old}})
+	}
+	return err
+}
+
+func adminVerify(ctx context.Context, h *Hold, _ *http.Request, tell say) error {
+	records, err := h.repo.Verify(ctx)
+	if err != nil {
+		return err
+	}
+	head, err := h.repo.Head(ctx)
+	if err != nil {
+		return err
+	}
+	tell(Line{Text: fmt.Sprintf("the repo is whole: %d records, commit %s, rev %s", records, head.CID, head.Rev), Data: map[string]any{"records": records, "commit": head.CID.String(), "rev": head.Rev}})
+	return nil
+}
+
+// create makes a file that must not exist yet, readable by its owner alone; it is removed again where fill
+// fails.
+func create(path string, fill func(*os.File) error) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(fill(f), f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+func adminExport(ctx context.Context, h *Hold, r *http.Request, tell say) error {
+	path, err := required(r, "file")
+	if err != nil {
+		return err
+	}
+	if err := create(path, func(f *os.File) error { return h.repo.Export(ctx, f) }); err != nil {
+		return err
+	}
+	tell(Line{Text: "the repo is in " + path, Data: map[string]any{"file": path}})
+	return nil
+}
+
+func adminCrawl(ctx context.Context, h *Hold, r *http.Request, tell say) error {
+	relays := h.config.Relays
+	if one := r.URL.Query().Get("relay"); one != "" {
+		relays = []string{one}
+	}
+	if len(relays) == 0 {
+		return errors.New("no relay: name one, or set HOLD_RELAYS")
+	}
+	var errs []error
+	for _, relay := range relays {
+		if err := h.requestCrawl(ctx, relay); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", relay, err))
+			continue
+		}
+		tell(Line{Text: relay + " will read this hold", Data: map[string]any{"relay": relay}})
+	}
+	return errors.Join(errs...)
+}
+
+// eachRecord calls fn with all records of a collection.
+func (h *Hold) eachRecord(ctx context.Context, collection syntax.NSID, fn func(pds.Record) error) error {
+	for cursor := ""; ; {
+		page, err := h.repo.ListRecords(ctx, collection, 500, cursor, true)
+		if err != nil {
+			return err
+		}
+		for _, r := range page {
+			cursor = r.Rkey.String()
+			if err := fn(r); err != nil {
+				return err
+			}
+		}
+		if len(page) < 500 {
+			return nil
+		}
+	}
+}
+
+// readJSON decodes a record.
+func readJSON(r pds.Record, v any) bool { return json.Unmarshal(r.Value, v) == nil }
