@@ -97,6 +97,10 @@ func (a *AppView) wire(ctx context.Context, secret []byte, reg prometheus.Regist
 	holds := newHolds(directory, upstream, c, now)
 	calls := &holdCalls{upstream: upstream, tokens: sessions, testMode: c.TestMode}
 	places := newPlaces(upstream, directory, now)
+	gone, err := newDeletedBlobs(ctx, a.db, now)
+	if err != nil {
+		return err
+	}
 	told := newNotifier(holds, calls, a.logger, now)
 	a.outbox, err = outbox.Open(ctx, outbox.Config{DB: a.db, Deliver: told.deliver, Logger: a.logger, Metrics: reg, Now: now, Prefix: "atcr_appview"})
 	if err != nil {
@@ -104,12 +108,12 @@ func (a *AppView) wire(ctx context.Context, secret []byte, reg prometheus.Regist
 	}
 	told.queue = a.outbox
 	manifests := &manifests{
-		notifier: told,
+		notifier: told, gone: gone,
 		upstream: upstream, owners: people, holds: holds, calls: calls, records: newRecords(upstream, directory, now), places: places,
 		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, now), sessions: sessions, clock: now,
 	}
 	places.manifests = manifests
-	blobs := &blobs{owners: people, holds: holds, calls: calls, places: places}
+	blobs := &blobs{owners: people, holds: holds, calls: calls, places: places, gone: gone}
 	a.registry = registry.New(registry.Config{
 		Authorizer: &gate{tokens: tokens, owners: people, baseURL: c.BaseURL, service: c.ServiceName},
 		Manifests:  manifests,

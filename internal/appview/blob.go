@@ -19,6 +19,7 @@ type blobs struct {
 	holds  *holds
 	calls  *holdCalls
 	places *places
+	gone   *deletedBlobs
 }
 
 // Stat answers a caller who may push for the hold that the push goes to, so that what is there already is
@@ -27,6 +28,9 @@ func (b *blobs) Stat(ctx context.Context, c registry.Caller, name oci.Name, d oc
 	of, err := b.owners.find(ctx, name.Owner)
 	if err != nil {
 		return 0, err
+	}
+	if b.gone.has(blobKey{of.DID, name.Repository, d}) {
+		return 0, unknownBlob(name, d)
 	}
 	if c.Push && c.Subject == of.DID.String() {
 		size, _, err := b.statForPush(ctx, c, of, name, d)
@@ -67,7 +71,7 @@ func (b *blobs) placed(ctx context.Context, of owner, name oci.Name, d oci.Diges
 		return nil, err
 	}
 	if did == "" {
-		return nil, oci.Errorf(oci.CodeBlobUnknown, "%s has no blob %s", name, d)
+		return nil, unknownBlob(name, d)
 	}
 	httpx.EventFrom(ctx).Hold = did.String()
 	return b.holds.find(ctx, did)
@@ -88,6 +92,24 @@ func (b *blobs) statFollowing(ctx context.Context, c registry.Caller, of owner, 
 	}
 }
 
+func unknownBlob(name oci.Name, d oci.Digest) error {
+	return oci.Errorf(oci.CodeBlobUnknown, "%s has no blob %s", name, d)
+}
+
+// DeleteBlob takes a blob out of a repository, at once. Its bytes are the hold's, which collects them when no image
+// names them: in other repositories the blob stays.
+func (b *blobs) DeleteBlob(ctx context.Context, c registry.Caller, name oci.Name, d oci.Digest) error {
+	of, err := b.owners.own(ctx, c, name)
+	if err != nil {
+		return err
+	}
+	c.Push = true // who may delete here may see what they uploaded
+	if _, err := b.Stat(ctx, c, name, d); err != nil {
+		return err
+	}
+	return b.gone.add(ctx, blobKey{of.DID, name.Repository, d})
+}
+
 func isBlobUnknown(err error) bool {
 	e, ok := errors.AsType[*oci.Error](err)
 	return ok && e.Code == oci.CodeBlobUnknown
@@ -99,6 +121,9 @@ func (b *blobs) Locate(ctx context.Context, c registry.Caller, name oci.Name, d 
 	of, err := b.owners.find(ctx, name.Owner)
 	if err != nil {
 		return "", err
+	}
+	if b.gone.has(blobKey{of.DID, name.Repository, d}) {
+		return "", unknownBlob(name, d)
 	}
 	at, err := b.placed(ctx, of, name, d)
 	if isBlobUnknown(err) && c.Push && c.Subject == of.DID.String() {

@@ -25,6 +25,7 @@ type manifests struct {
 	holds    *holds
 	calls    *holdCalls
 	notifier *notifier
+	gone     *deletedBlobs
 	records  *records
 	places   *places
 	bytes    *contents

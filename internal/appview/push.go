@@ -66,6 +66,11 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 	if err != nil {
 		return err
 	}
+	for _, b := range parsed.Blobs() { // the hold has them, and they are part of the repository again
+		if err := m.gone.restore(ctx, blobKey{of.DID, name.Repository, b.Digest}); err != nil {
+			return err
+		}
+	}
 	m.bytes.put(man.Digest, man.Bytes)
 	m.places.learn(of.DID, name.Repository, man, at.DID)
 	m.lists.forget(repositoryKey{of.DID, name.Repository})

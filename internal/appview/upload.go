@@ -199,7 +199,7 @@ func (u *uploads) Finish(ctx context.Context, c registry.Caller, name oci.Name, 
 	}
 	u.places.add(syntax.DID(c.Subject), name.Repository, d, t.Hold)
 	u.places.seen(t.Hold, c.Subject, d)
-	return nil
+	return u.blobs.gone.restore(ctx, blobKey{syntax.DID(c.Subject), name.Repository, d})
 }
 
 // Cancel throws an upload away.
@@ -227,7 +227,7 @@ func (u *uploads) Mount(ctx context.Context, c registry.Caller, name, from oci.N
 			return false, nil //nolint:nilerr // no source, no mount
 		}
 		at, err := u.places.find(ctx, source, from.Repository, d)
-		if err != nil || at == "" {
+		if err != nil || at == "" || u.blobs.gone.has(blobKey{source.DID, from.Repository, d}) {
 			return false, nil //nolint:nilerr // no source, no mount
 		}
 	}
@@ -235,5 +235,5 @@ func (u *uploads) Mount(ctx context.Context, c registry.Caller, name, from oci.N
 	if err != nil {
 		return false, nil //nolint:nilerr // the upload that follows says what is wrong
 	}
-	return true, nil
+	return true, u.blobs.gone.restore(ctx, blobKey{of.DID, name.Repository, d})
 }

@@ -48,6 +48,23 @@ func (s *Server) headBlob(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// deleteBlob takes a blob out of a repository.
+//
+// Source: distribution-spec, "Deleting Blobs".
+func (s *Server) deleteBlob(w http.ResponseWriter, r *http.Request) error {
+	q := requestFrom(r)
+	digest, err := oci.ParseDigest(q.path.Reference)
+	if err != nil {
+		return err
+	}
+	if err := s.Blobs.DeleteBlob(r.Context(), q.caller, q.path.Name, digest); err != nil {
+		return s.challenged(w, q, err)
+	}
+	w.Header().Set("Docker-Content-Digest", string(digest))
+	w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
 // challenged adds the challenge where a better token could help.
 func (s *Server) challenged(w http.ResponseWriter, q *request, err error) error {
 	if oci.AsError(err).HTTPStatus() == http.StatusUnauthorized && w.Header().Get("WWW-Authenticate") == "" {

@@ -68,6 +68,8 @@ type Blobs interface {
 	Stat(ctx context.Context, c Caller, name oci.Name, d oci.Digest) (size int64, err error)
 	// Locate is a URL from which the client gets the blob's bytes.
 	Locate(ctx context.Context, c Caller, name oci.Name, d oci.Digest) (url string, err error)
+	// DeleteBlob takes a blob out of the repository; it stays in every other. Errors: CodeBlobUnknown.
+	DeleteBlob(ctx context.Context, c Caller, name oci.Name, d oci.Digest) error
 }
 
 // BeginOptions is what is known of a blob before its bytes.

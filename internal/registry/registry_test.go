@@ -118,6 +118,16 @@ func (m *memory) Locate(ctx context.Context, c Caller, name oci.Name, d oci.Dige
 	return "https://hold.test/" + d.Hex(), nil
 }
 
+func (m *memory) DeleteBlob(ctx context.Context, c Caller, name oci.Name, d oci.Digest) error {
+	if _, err := m.Stat(ctx, c, name, d); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.blobs, d)
+	return nil
+}
+
 func (m *memory) Begin(_ context.Context, _ Caller, name oci.Name, o BeginOptions) (Upload, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -39,6 +39,7 @@ func (s *Server) table() []route {
 
 		{kind: Blob, method: http.MethodGet, action: Pull, serve: s.getBlob},
 		{kind: Blob, method: http.MethodHead, action: Pull, serve: s.headBlob},
+		{kind: Blob, method: http.MethodDelete, action: Delete, serve: s.deleteBlob},
 
 		{kind: UploadStart, method: http.MethodPost, action: Push, serve: s.postUpload},
 		{kind: UploadSession, method: http.MethodGet, action: Push, serve: s.getUpload},

@@ -28,6 +28,7 @@ var modules = []module{
 	{"regctl", "github.com/regclient/regclient", "/cmd/regctl", "v0.11.7", "h1:Jsjlnd0ZQ2Blh0vaJtxJ0pU549VajvZ6BTL/4R7noMo="},
 	{"versitygw", "github.com/versity/versitygw", "/cmd/versitygw", "v1.8.0", "h1:au+wI+aybno/STsQiSm35Uu6Q6iK5MWReQxgO6SEMFc="},
 	{"registry", "github.com/distribution/distribution/v3", "/cmd/registry", "v3.1.2", "h1:/Bv2YIqqSR00HiO49FT93hovy6r9IlrzwUDsJjCN5qg="},
+	{"conformance", "github.com/opencontainers/distribution-spec/conformance", "", "v0.0.0-20260831232431-97274622c111", "h1:ppZPU0CrEPzyJhVggYwUIZrqh0w2lIT0esw+9ABNPA4="},
 	{"golangci-lint", "github.com/golangci/golangci-lint/v2", "/cmd/golangci-lint", "v2.15.0", "h1:w94zf8HAYI7hm3164kwKsvZRuqXvY+YxeFoTbu1OLg8="},
 }
 
@@ -57,7 +58,7 @@ var needs = map[string][]string{
 
 // Default is what `make test` and `make bench` need: everything but the linter.
 func Default() []string {
-	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "crane", "regctl", "versitygw", "registry"}
+	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "crane", "regctl", "versitygw", "registry", "conformance"}
 }
 
 const nodeVersion = "22.23.3"
