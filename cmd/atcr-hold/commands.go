@@ -27,6 +27,11 @@ var commands = []daemon.Sub[hold.Config]{
 	remote("crew set", "DID [--permissions P] [--tier T]", "the same", []string{"member"}, crewFlags),
 	remote("crew remove", "DID", "end a membership", []string{"member"}, nil),
 	remote("captain transfer", "DID", "give the hold to another owner", []string{"member"}, nil),
+	remote("block list", "", "list who and what is blocked", nil, nil),
+	remote("block", "DID|DIGEST --reason TEXT", "serve somebody, or a blob, no more; callers are told why", []string{"subject"}, func(f *flag.FlagSet) {
+		f.String("reason", "", "what callers are told")
+	}),
+	remote("unblock", "DID|DIGEST", "serve them again", []string{"subject"}, nil),
 	remote("repo verify", "", "read every record and check what the repo's signature says of them", nil, nil),
 	remote("repo export", "FILE", "write the repo into a CAR file", []string{"file"}, nil),
 	remote("backup", "FILE", "write database and signing key into one file, while the hold runs", []string{"file"}, nil),

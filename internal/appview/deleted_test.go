@@ -17,7 +17,9 @@ func TestDeleteBlob(t *testing.T) {
 	image := newImage("deleted")
 	alice.push("alice.test/app", image, "1.0")
 	alice.push("alice.test/other", image, "1.0")
-	path := func(repository string) string { return "/v2/alice.test/" + repository + "/blobs/" + oci.FromBytes(image.layer).String() }
+	path := func(repository string) string {
+		return "/v2/alice.test/" + repository + "/blobs/" + oci.FromBytes(image.layer).String()
+	}
 	if a := bob.do(http.MethodDelete, path("app"), nil); a.status/100 != 4 {
 		t.Fatalf("a stranger: %d %s", a.status, a.body)
 	}

@@ -21,6 +21,9 @@ func (h *Hold) caller(r *http.Request, call xrpc.Call) (syntax.DID, error) {
 
 // mayRead is nil where did ("" for nobody) may read blobs here.
 func (h *Hold) mayRead(ctx context.Context, did syntax.DID) error {
+	if err := h.blockedPerson(did); err != nil {
+		return err
+	}
 	access, err := h.roster.Access(ctx, did)
 	if err != nil || access.Read {
 		return err
@@ -30,6 +33,9 @@ func (h *Hold) mayRead(ctx context.Context, did syntax.DID) error {
 
 // mayWrite is nil where did ("" for nobody) may upload blobs here.
 func (h *Hold) mayWrite(ctx context.Context, did syntax.DID) error {
+	if err := h.blockedPerson(did); err != nil {
+		return err
+	}
 	access, err := h.roster.Access(ctx, did)
 	if err != nil || access.Write {
 		return err

@@ -43,6 +43,9 @@ var tasks = map[string]task{
 	"repo verify":      adminVerify,
 	"repo export":      adminExport,
 	"backup":           adminBackup,
+	"block":            adminBlock,
+	"unblock":          adminUnblock,
+	"block list":       adminBlocks,
 	"announce":         adminReannounce,
 	"request-crawl":    adminCrawl,
 }

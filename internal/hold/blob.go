@@ -44,6 +44,9 @@ func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
 		return xrpc.InvalidRequest("parameter \"method\" must be GET or HEAD")
 	}
 	blob, viewer, err := h.readableBlob(r, digest)
+	if err == nil { // permission is decided first
+		err = h.blockedBlob(digest, r.URL.Query().Get("did"))
+	}
 	if err != nil {
 		return err
 	}
@@ -120,6 +123,9 @@ func (h *Hold) getLinkedBlob(w http.ResponseWriter, r *http.Request) error {
 	v, err := h.links.parse(r.PathValue("secret"), r.Method, h.now())
 	if err != nil {
 		return xrpc.Errorf(http.StatusForbidden, "InvalidToken", "this link is not valid, or no longer: ask for a new one")
+	}
+	if err := h.blockedBlob(v.Digest, v.Viewer.String()); err != nil {
+		return err
 	}
 	blob, err := h.uploads.Stat(r.Context(), v.Digest, v.Viewer)
 	if errors.Is(err, upload.ErrNoBlob) {

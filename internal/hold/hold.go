@@ -57,6 +57,7 @@ type Hold struct {
 	uploads  *upload.Uploads
 	ledger   *ledger.Ledger
 	quota    *quota
+	blocks   *blocks
 	verifier *xrpc.Verifier
 	links    *linker
 	handler  http.Handler
@@ -114,6 +115,9 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 		return nil, errors.Join(fmt.Errorf("another atcr-hold uses HOLD_DATABASE_DIR %s: stop it first", config.DatabaseDir), err)
 	}
 	if h.db, err = sqldb.Open(ctx, filepath.Join(config.DatabaseDir, "db.sqlite3")); err != nil {
+		return nil, err
+	}
+	if h.blocks, err = openBlocks(ctx, h.db); err != nil {
 		return nil, err
 	}
 	if err := h.openRepo(ctx); err != nil {

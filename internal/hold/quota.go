@@ -126,6 +126,7 @@ type use struct {
 
 const (
 	useValid   = 5 * time.Second
+	openValid  = time.Minute // that of all people together, which costs a question for each
 	maxUseKept = 10_000
 )
 
@@ -223,7 +224,7 @@ func (q *quota) openUsage(ctx context.Context) (int64, error) {
 	q.mu.Lock()
 	u := q.all
 	q.mu.Unlock()
-	if !u.at.IsZero() && q.hold.now().Sub(u.at) < useValid {
+	if !u.at.IsZero() && q.hold.now().Sub(u.at) < openValid {
 		return u.bytes, nil
 	}
 	var people []syntax.DID

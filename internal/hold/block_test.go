@@ -1,0 +1,70 @@
+package hold
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"atcr.io/api/atcr"
+)
+
+// Would catch a blocked person or blob that is still served, a reason that callers do not see, and blocks that
+// end with the process.
+func TestBlocks(t *testing.T) {
+	t.Parallel()
+	p := newPeople(t)
+	s := startHold(t, p, open)
+	bad, good := s.push(t, writer, []byte("bad")), s.push(t, stranger, []byte("good"))
+	do := func(run task, pairs ...string) string {
+		t.Helper()
+		said := ""
+		if err := run(t.Context(), s.Hold, parameters(pairs...), func(l Line) { said += l.Text + "\n" }); err != nil {
+			return "error: " + err.Error()
+		}
+		return said
+	}
+	for _, test := range []struct{ subject, reason, want string }{
+		{bad.String(), "court order 7", "is blocked"}, {writer.String(), "spam", "is blocked"}, {owner.String(), "x", "owns this hold"},
+		{"alice", "x", "neither a DID nor a digest"}, {stranger.String(), "", "a reason is needed"}, {stranger.String(), "two\nlines", "a reason is needed"},
+	} {
+		if said := do(adminBlock, "subject", test.subject, "reason", test.reason); !strings.Contains(said, test.want) {
+			t.Errorf("%s: %s", test.subject, said)
+		}
+	}
+	for name, test := range map[string]struct {
+		got    answer
+		status int
+		error  string
+		reason string
+	}{
+		"the blob":             {s.send(t, http.MethodGet, s.blobPath(bad), "", nil), 451, "BlobBlocked", "court order 7"},
+		"its URL":              {s.send(t, http.MethodGet, s.blobPath(bad)+"&method=GET", "", nil), 451, "BlobBlocked", "court order 7"},
+		"their images":         {s.send(t, http.MethodGet, strings.Replace(s.blobPath(good), "did:plc:any", writer.String(), 1), "", nil), 451, "AccountBlocked", "spam"},
+		"their uploads":        {s.call(t, writer, atcr.HoldInitiateUploadNSID, atcr.HoldInitiateUploadInput{Digest: good.String()}), 403, "AccountBlocked", "spam"},
+		"their manifests":      {s.notify(t, writer, message(writer, "app", "m", good)), 403, "AccountBlocked", "spam"},
+		"others":               {s.send(t, http.MethodGet, s.blobPath(good), "", nil), 200, "", "good"},
+		"HEAD of what is left": {s.send(t, http.MethodHead, s.blobPath(good), "", nil), 200, "", ""},
+	} {
+		if test.got.status != test.status || test.got.errorName() != test.error || !strings.Contains(test.got.body, test.reason) {
+			t.Errorf("%s: %d %s", name, test.got.status, test.got.body)
+		}
+	}
+	again, err := openBlocks(t.Context(), s.db)
+	if err != nil || len(again.list()) != 2 {
+		t.Errorf("after a restart: %v %v", again, err)
+	}
+	if said := do(adminBlocks); !strings.Contains(said, "court order 7") || !strings.Contains(said, "spam") {
+		t.Errorf("%s", said)
+	}
+	for _, subject := range []string{bad.String(), writer.String()} {
+		if said := do(adminUnblock, "subject", subject); !strings.Contains(said, "served again") {
+			t.Errorf("%s", said)
+		}
+	}
+	if said := do(adminUnblock, "subject", bad.String()); !strings.Contains(said, "not blocked") {
+		t.Errorf("%s", said)
+	}
+	if a := s.send(t, http.MethodGet, s.blobPath(bad), "", nil); a.status != 200 || s.push(t, writer, []byte("more")) == "" {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
