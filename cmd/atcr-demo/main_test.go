@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,11 +27,12 @@ type answer struct {
 // that is not alone on standard output or has other fields.
 func TestOnce(t *testing.T) {
 	t.Parallel()
-	var stdout, stderr bytes.Buffer
-	if err := run(t.Context(), []string{"--once", "--json", "--port", "0"}, &stdout, &stderr); err != nil {
-		t.Fatalf("%v\n%s", err, &stderr)
+	var stdout bytes.Buffer
+	stderr := &watch{found: make(chan struct{})}
+	if err := run(t.Context(), []string{"--once", "--json", "--port", "0"}, &stdout, stderr); err != nil {
+		t.Fatalf("%v\n%s", err, &stderr.seen)
 	}
-	t.Log(stderr.String())
+	t.Log(stderr.seen.String())
 	if strings.Count(stdout.String(), "\n") != 1 {
 		t.Fatalf("standard output is not one line:\n%s", &stdout)
 	}
@@ -112,10 +114,14 @@ func TestInterruptedEarly(t *testing.T) {
 type watch struct {
 	text  string
 	found chan struct{}
-	seen  strings.Builder
+
+	mu   sync.Mutex // what runs in the background logs too
+	seen strings.Builder
 }
 
 func (w *watch) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	before := strings.Contains(w.seen.String(), w.text)
 	w.seen.Write(p)
 	if !before && strings.Contains(w.seen.String(), w.text) {

@@ -18,6 +18,7 @@ import (
 // commands work on the hold that the settings name: on the running one through a socket in its database
 // folder, else on its database.
 var commands = []daemon.Sub[hold.Config]{
+	remote("doctor", "", "look at the running hold from outside, and say what to do", nil, nil),
 	remote("gc", "[--dry-run]", "delete blobs that no manifest has named for 48 hours", nil, func(f *flag.FlagSet) {
 		f.Bool("dry-run", false, "only say what would be deleted, and why")
 	}),

@@ -44,6 +44,7 @@ var tasks = map[string]task{
 	"repo export":      adminExport,
 	"backup":           adminBackup,
 	"block":            adminBlock,
+	"doctor":           adminDoctor,
 	"unblock":          adminUnblock,
 	"block list":       adminBlocks,
 	"announce":         adminReannounce,

@@ -51,6 +51,7 @@ type Hold struct {
 	now      func() time.Time
 
 	db       *sqldb.DB
+	store    blobstore.Store
 	host     *pds.Host
 	repo     *pds.Repo
 	roster   *roster
@@ -102,8 +103,7 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 		}
 	}()
 	h.warn()
-	store, err := h.openStore(ctx)
-	if err != nil {
+	if h.store, err = h.openStore(ctx); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
@@ -126,7 +126,7 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	h.quota = &quota{hold: h, quotas: config.quotas, open: config.openQuota, used: map[syntax.DID]use{}}
 	presign, why := config.presigning(ctx)
 	h.uploads, err = upload.Open(ctx, upload.Config{
-		DB: h.db, Store: store, Logger: logger, Metrics: registry, NoPresign: !presign, SpoolDir: h.spoolDir(),
+		DB: h.db, Store: h.store, Logger: logger, Metrics: registry, NoPresign: !presign, SpoolDir: h.spoolDir(),
 		Allow: h.quota.allow, Now: h.now,
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ package httpx
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -126,10 +127,11 @@ func (a *Adapter) record(r *http.Request, route string, status int, code string,
 	if logger == nil {
 		logger = slog.Default()
 	}
-	if status >= 500 && status != http.StatusNotImplemented {
-		level = slog.LevelError
-	} else if err == nil {
+	switch left := errors.Is(r.Context().Err(), context.Canceled); { // who asked is gone: nobody's failure
+	case err == nil || left && errors.Is(err, context.Canceled):
 		level = slog.LevelDebug
+	case status >= 500 && status != http.StatusNotImplemented:
+		level = slog.LevelError
 	}
 	if !logger.Enabled(r.Context(), level) {
 		return

@@ -469,3 +469,27 @@ func TestProgressBodyPace(t *testing.T) {
 		})
 	}
 }
+
+// Would catch an alarm for each client that hangs up, and silence where the server gave up by itself.
+func TestWhoLeftIsNoAlarm(t *testing.T) {
+	t.Parallel()
+	for name, left := range map[string]bool{"the client left": true, "the server gave up": false} {
+		var log bytes.Buffer
+		a := httpx.NewAdapter(slog.New(slog.NewTextHandler(&log, nil)), nil, "test")
+		ctx, leave := context.WithCancel(t.Context())
+		handler := a.Wrap("r", func(w http.ResponseWriter, _ error) (int, string) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return http.StatusServiceUnavailable, "Timeout"
+		}, func(http.ResponseWriter, *http.Request) error {
+			if left {
+				leave()
+			}
+			return fmt.Errorf("query: %w", context.Canceled)
+		})
+		handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, http.MethodGet, "/", nil))
+		leave()
+		if alarmed := strings.Contains(log.String(), "level=ERROR"); alarmed == left {
+			t.Errorf("%s: %s", name, &log)
+		}
+	}
+}

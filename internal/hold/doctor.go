@@ -1,0 +1,250 @@
+package hold
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"atcr.io/internal/blobstore"
+	"atcr.io/internal/daemon"
+	"atcr.io/internal/httpx"
+)
+
+const (
+	doctorTimeout = 15 * time.Second
+	// maxSkew is how far clocks may be apart: services take tokens from a little ahead, and S3 from 15 minutes.
+	maxSkew = 30 * time.Second
+)
+
+// finding is one thing that doctor looked at.
+type finding struct {
+	What    string `json:"what"`
+	OK      bool   `json:"ok"`
+	Finding string `json:"finding"`
+	Advice  string `json:"advice,omitempty"` // what to do; "" where it is fine
+}
+
+// doctor looks at a hold from outside, as clients and relays do.
+type doctor struct {
+	*Hold
+	client *http.Client
+	tell   say
+	bad    int
+}
+
+func (d *doctor) found(what, advice string, err error, fine string) {
+	f := finding{What: what, OK: err == nil, Finding: fine}
+	mark := "ok  "
+	if err != nil {
+		mark, f.Finding, f.Advice = "BAD ", err.Error(), advice
+		d.bad++
+	}
+	text := mark + what + ": " + f.Finding
+	if f.Advice != "" {
+		text += "\n     → " + f.Advice
+	}
+	d.tell(Line{Text: text, Data: f})
+}
+
+// adminDoctor runs all checks, and fails where one did.
+func adminDoctor(ctx context.Context, h *Hold, _ *http.Request, tell say) error {
+	d := &doctor{Hold: h, tell: tell, client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: doctorTimeout, UserAgent: userAgent})}
+	for _, check := range []func(context.Context){d.document, d.stream, d.clock, d.storage, d.presigned, d.relays, d.recorded} {
+		check(ctx)
+	}
+	if d.bad > 0 {
+		return fmt.Errorf("%d findings need attention", d.bad)
+	}
+	return nil
+}
+
+// get fetches at most 1 MiB.
+func (d *doctor) get(ctx context.Context, target string, header ...string) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	res, err := d.client.Do(req)
+	if err != nil {
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // without the URL, which may be a secret
+		}
+		return nil, nil, err
+	}
+	body, err := httpx.ReadLimited(res.Body, 1<<20)
+	return res, body, errors.Join(err, res.Body.Close())
+}
+
+// document: the public URL leads here, with a good certificate.
+func (d *doctor) document(ctx context.Context) {
+	const what = "public URL"
+	advice := "let " + d.config.PublicURL + " lead to HOLD_SERVER_ADDR (" + d.config.ServerAddr + ") of the running hold, with a certificate that is valid"
+	res, body, err := d.get(ctx, d.config.PublicURL+"/.well-known/did.json")
+	if err != nil {
+		d.found(what, advice, err, "")
+		return
+	}
+	if res.StatusCode != http.StatusOK {
+		d.found(what, advice, fmt.Errorf("did.json is answered with %s", res.Status), "")
+		return
+	}
+	ours, err := json.Marshal(d.Hold.document)
+	if err != nil {
+		d.found(what, "", err, "")
+		return
+	}
+	var theirs, mine any
+	if err := errors.Join(json.Unmarshal(body, &theirs), json.Unmarshal(ours, &mine)); err != nil || fmt.Sprint(theirs) != fmt.Sprint(mine) {
+		d.found(what, "another server, or an older hold, answers there: "+advice, errors.New("did.json is not this hold's"), "")
+		return
+	}
+	d.found(what, "", nil, d.config.PublicURL+" leads here, and names "+d.did.String())
+}
+
+// stream: proxies are known to lose WebSockets.
+func (d *doctor) stream(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
+	defer cancel()
+	conn, res, err := websocket.Dial(ctx, d.config.PublicURL+"/xrpc/com.atproto.sync.subscribeRepos?cursor=0", nil)
+	if res != nil && res.Body != nil {
+		defer func() { _ = res.Body.Close() }()
+	}
+	if err == nil {
+		_, _, err = conn.Read(ctx)
+		_ = conn.CloseNow()
+	}
+	d.found("firehose", "let the proxy pass WebSockets on: Upgrade and Connection headers, HTTP/1.1 to the hold, no buffering, timeouts over 60 s", err, "events come through")
+}
+
+// clock: compared with the directory's.
+func (d *doctor) clock(ctx context.Context) {
+	const what, advice = "clock", "set the machine's clock, with NTP"
+	res, _, err := d.get(ctx, strings.TrimSuffix(d.config.PLCURL, "/")+"/_health")
+	if err != nil {
+		d.found(what, "the hold must reach HOLD_PLC_URL to check who calls it: "+d.config.PLCURL, err, "")
+		return
+	}
+	at, err := http.ParseTime(res.Header.Get("Date"))
+	if err != nil {
+		d.found(what, "", nil, "the directory does not tell the time")
+		return
+	}
+	skew := d.now().Sub(at).Truncate(time.Second)
+	if skew.Abs() > maxSkew {
+		err = fmt.Errorf("it is %s away from that of %s", skew, d.config.PLCURL)
+	}
+	d.found(what, advice, err, "it agrees with the directory's")
+}
+
+// storage: an object is written, read and deleted.
+func (d *doctor) storage(ctx context.Context) {
+	key := blobstore.StagingPrefix + "doctor-" + rand.Text()
+	err := d.store.Check(ctx)
+	if err == nil {
+		err = d.store.Put(ctx, key, []byte(key))
+	}
+	if err == nil {
+		err = d.readBack(ctx, key)
+	}
+	if err == nil {
+		err = d.store.Delete(ctx, key)
+	}
+	d.found("storage", "the credentials need to list, read, write and delete in the bucket or folder, and there must be space", err, "an object was written, read and deleted")
+}
+
+func (d *doctor) readBack(ctx context.Context, key string) error {
+	o, err := d.store.Open(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = o.Close() }()
+	got, err := io.ReadAll(io.LimitReader(o, 1<<10))
+	if err == nil && string(got) != key {
+		err = errors.New("it gives back other bytes than it was given")
+	}
+	return err
+}
+
+// presigned: what clients are sent to answers them.
+func (d *doctor) presigned(ctx context.Context) {
+	const what = "presigned URLs"
+	on, why := d.config.presigning(ctx)
+	signer, can := d.store.(blobstore.Presigner)
+	if !on || !can {
+		d.found(what, "", nil, why)
+		return
+	}
+	key := blobstore.StagingPrefix + "doctor-" + rand.Text()
+	err := d.store.Put(ctx, key, []byte(key))
+	if err == nil {
+		err = d.fetchPresigned(ctx, signer, key)
+		_ = d.store.Delete(ctx, key)
+	}
+	d.found(what, "clients must reach S3_PUBLIC_ENDPOINT ("+d.config.S3PublicEndpoint+"), and it must check signatures for its own name; or set DISABLE_PRESIGNED_URLS=true", err, why)
+}
+
+func (d *doctor) fetchPresigned(ctx context.Context, signer blobstore.Presigner, key string) error {
+	target, err := signer.PresignGet(ctx, http.MethodGet, key, time.Minute)
+	if err != nil {
+		return err
+	}
+	res, body, err := d.get(ctx, target)
+	switch {
+	case err != nil:
+		return err
+	case res.StatusCode != http.StatusOK || string(body) != key:
+		return fmt.Errorf("the storage answers %s", res.Status)
+	}
+	if res, body, err = d.get(ctx, target, "Range", "bytes=0-3"); err != nil || res.StatusCode != http.StatusPartialContent || string(body) != key[:4] {
+		return errors.Join(errors.New("the storage does not answer ranges, by which pulls go on after a break"), err)
+	}
+	return nil
+}
+
+// relays: whether each knows this hold.
+func (d *doctor) relays(ctx context.Context) {
+	public, err := url.Parse(d.config.PublicURL)
+	if err != nil || daemon.PrivateHost(public.Hostname()) || len(d.config.Relays) == 0 {
+		d.found("relays", "", nil, "none is asked to read this hold")
+		return
+	}
+	for _, relay := range d.config.Relays {
+		if !strings.Contains(relay, "://") {
+			relay = "https://" + relay
+		}
+		var status struct{ Status string }
+		res, body, err := d.get(ctx, strings.TrimSuffix(relay, "/")+"/xrpc/com.atproto.sync.getHostStatus?hostname="+url.QueryEscape(public.Host))
+		if err == nil && res.StatusCode != http.StatusOK {
+			err = fmt.Errorf("it does not know this hold (%s)", res.Status)
+		}
+		if err == nil {
+			err = json.Unmarshal(body, &status)
+		}
+		if err == nil && status.Status != "active" && status.Status != "idle" {
+			err = fmt.Errorf("the hold's status there is %q", status.Status)
+		}
+		d.found("relay "+relay, "atcr-hold request-crawl; where that does not help, ask the relay's operator", err, "status "+status.Status)
+	}
+}
+
+// recorded: an AppView told this hold of manifests, without which nothing is collected.
+func (d *doctor) recorded(ctx context.Context) {
+	told, err := d.ledger.Told(ctx)
+	fine := "manifests are announced to this hold"
+	if !told {
+		fine = "no manifest was announced yet, so that nothing is collected"
+	}
+	d.found("records", "", err, fine)
+}
