@@ -67,11 +67,16 @@ func adminDoctor(ctx context.Context, h *Hold, _ *http.Request, tell say) error 
 	return nil
 }
 
-// get fetches at most 1 MiB.
-func (d *doctor) get(ctx context.Context, target string, header ...string) (*http.Response, []byte, error) {
+// fetched is an answer whose body, of at most 1 MiB, was read.
+type fetched struct {
+	*http.Response
+	body []byte
+}
+
+func (d *doctor) get(ctx context.Context, target string, header ...string) (fetched, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
-		return nil, nil, err
+		return fetched{}, err
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
@@ -81,17 +86,17 @@ func (d *doctor) get(ctx context.Context, target string, header ...string) (*htt
 		if e, ok := errors.AsType[*url.Error](err); ok {
 			err = e.Err // without the URL, which may be a secret
 		}
-		return nil, nil, err
+		return fetched{}, err
 	}
 	body, err := httpx.ReadLimited(res.Body, 1<<20)
-	return res, body, errors.Join(err, res.Body.Close())
+	return fetched{res, body}, errors.Join(err, res.Body.Close())
 }
 
 // document: the public URL leads here, with a good certificate.
 func (d *doctor) document(ctx context.Context) {
 	const what = "public URL"
 	advice := "let " + d.config.PublicURL + " lead to HOLD_SERVER_ADDR (" + d.config.ServerAddr + ") of the running hold, with a certificate that is valid"
-	res, body, err := d.get(ctx, d.config.PublicURL+"/.well-known/did.json")
+	res, err := d.get(ctx, d.config.PublicURL+"/.well-known/did.json")
 	if err != nil {
 		d.found(what, advice, err, "")
 		return
@@ -106,7 +111,7 @@ func (d *doctor) document(ctx context.Context) {
 		return
 	}
 	var theirs, mine any
-	if err := errors.Join(json.Unmarshal(body, &theirs), json.Unmarshal(ours, &mine)); err != nil || fmt.Sprint(theirs) != fmt.Sprint(mine) {
+	if err := errors.Join(json.Unmarshal(res.body, &theirs), json.Unmarshal(ours, &mine)); err != nil || fmt.Sprint(theirs) != fmt.Sprint(mine) {
 		d.found(what, "another server, or an older hold, answers there: "+advice, errors.New("did.json is not this hold's"), "")
 		return
 	}
@@ -131,7 +136,7 @@ func (d *doctor) stream(ctx context.Context) {
 // clock: compared with the directory's.
 func (d *doctor) clock(ctx context.Context) {
 	const what, advice = "clock", "set the machine's clock, with NTP"
-	res, _, err := d.get(ctx, strings.TrimSuffix(d.config.PLCURL, "/")+"/_health")
+	res, err := d.get(ctx, strings.TrimSuffix(d.config.PLCURL, "/")+"/_health")
 	if err != nil {
 		d.found(what, "the hold must reach HOLD_PLC_URL to check who calls it: "+d.config.PLCURL, err, "")
 		return
@@ -200,14 +205,14 @@ func (d *doctor) fetchPresigned(ctx context.Context, signer blobstore.Presigner,
 	if err != nil {
 		return err
 	}
-	res, body, err := d.get(ctx, target)
+	res, err := d.get(ctx, target)
 	switch {
 	case err != nil:
 		return err
-	case res.StatusCode != http.StatusOK || string(body) != key:
+	case res.StatusCode != http.StatusOK || string(res.body) != key:
 		return fmt.Errorf("the storage answers %s", res.Status)
 	}
-	if res, body, err = d.get(ctx, target, "Range", "bytes=0-3"); err != nil || res.StatusCode != http.StatusPartialContent || string(body) != key[:4] {
+	if res, err = d.get(ctx, target, "Range", "bytes=0-3"); err != nil || res.StatusCode != http.StatusPartialContent || string(res.body) != key[:4] {
 		return errors.Join(errors.New("the storage does not answer ranges, by which pulls go on after a break"), err)
 	}
 	return nil
@@ -225,12 +230,12 @@ func (d *doctor) relays(ctx context.Context) {
 			relay = "https://" + relay
 		}
 		var status struct{ Status string }
-		res, body, err := d.get(ctx, strings.TrimSuffix(relay, "/")+"/xrpc/com.atproto.sync.getHostStatus?hostname="+url.QueryEscape(public.Host))
+		res, err := d.get(ctx, strings.TrimSuffix(relay, "/")+"/xrpc/com.atproto.sync.getHostStatus?hostname="+url.QueryEscape(public.Host))
 		if err == nil && res.StatusCode != http.StatusOK {
 			err = fmt.Errorf("it does not know this hold (%s)", res.Status)
 		}
 		if err == nil {
-			err = json.Unmarshal(body, &status)
+			err = json.Unmarshal(res.body, &status)
 		}
 		if err == nil && status.Status != "active" && status.Status != "idle" {
 			err = fmt.Errorf("the hold's status there is %q", status.Status)
