@@ -2,6 +2,7 @@ package pds
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -101,7 +103,7 @@ const carType = "application/vnd.ipld.car"
 //
 // It goes through a file without a name, beside the database: a reader takes the time that it takes, and
 // must hold neither a connection nor a snapshot of the database meanwhile, nor get half a repo as a whole.
-func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, export func(context.Context, io.Writer) error) error {
+func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, export func(context.Context, io.Writer) error) (err error) {
 	if r.Method == http.MethodHead {
 		w.Header().Set("Content-Type", carType)
 		return nil
@@ -115,19 +117,42 @@ func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, export func(conte
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	w.Header().Set("Content-Type", carType)
-	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	header := w.Header()
+	header.Set("Content-Type", carType)
+	header.Add("Vary", "Accept-Encoding")
+	var to io.Writer = w
+	if acceptsGzip(r) {
+		header.Set("Content-Encoding", "gzip")
+		zipped, _ := gzip.NewWriterLevel(w, gzip.BestSpeed) // fails for unknown levels alone
+		defer func() { err = errors.Join(err, zipped.Close()) }()
+		to = zipped
+	} else {
+		header.Set("Content-Length", strconv.FormatInt(size, 10))
+	}
 	control := http.NewResponseController(w)
 	for err == nil {
 		if err := control.SetWriteDeadline(time.Now().Add(exportProgress)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
 		}
-		_, err = io.CopyN(w, f, 256<<10)
+		_, err = io.CopyN(to, f, 256<<10)
 	}
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
+}
+
+// acceptsGzip tells whether the client asks for gzip, and does not refuse it by q=0.
+func acceptsGzip(r *http.Request) bool {
+	for _, value := range r.Header.Values("Accept-Encoding") {
+		for coding := range strings.SplitSeq(value, ",") {
+			name, weight, _ := strings.Cut(strings.ReplaceAll(strings.ToLower(coding), " ", ""), ";")
+			if name == "gzip" && strings.Trim(strings.TrimPrefix(weight, "q="), "0.") != "" || name == "gzip" && weight == "" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // spool exports into a file that is gone when it is closed.

@@ -2,6 +2,7 @@ package pds_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -310,7 +311,7 @@ func TestGetRepo(t *testing.T) {
 			t.Fatalf("%d: %v", i, err)
 		}
 	}
-	if a.header.Get("Content-Type") != "application/vnd.ipld.car" || a.header.Get("Content-Length") != fmt.Sprint(len(a.body)) {
+	if a.header.Get("Content-Type") != "application/vnd.ipld.car" {
 		t.Errorf("%v", a.header)
 	}
 	h := s.do(t, http.MethodHead, "com.atproto.sync.getRepo?did="+did.String(), nil)
@@ -362,6 +363,51 @@ func TestServe(t *testing.T) {
 		}
 		if seen[r.NSID] = true; r.Method == "POST" != (r.Access == "authorised") {
 			t.Errorf("%s is %s", r.NSID, r.Access)
+		}
+	}
+}
+
+// Would catch an export that is cut or changed by compression, or sent in a coding that nobody asked for.
+func TestGetRepoGzip(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, pds.Config{})
+	s.fill(t, 50)
+	path := s.server.URL + "/xrpc/com.atproto.sync.getRepo?did=" + did.String()
+	var plain []byte
+	for _, test := range []struct{ accept, coding string }{
+		{"identity", ""}, {"gzip", "gzip"}, {"br, GZIP;q=0.5", "gzip"}, {"gzip;q=0", ""}, {"gzip; q=0.0, br", ""}, {"br", ""},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Accept-Encoding", test.accept)
+		res, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if err != nil || res.StatusCode != 200 || res.Header.Get("Content-Encoding") != test.coding || !strings.Contains(res.Header.Get("Vary"), "Accept-Encoding") {
+			t.Errorf("%s: %s %v %v", test.accept, res.Status, res.Header, err)
+		}
+		if test.coding == "" && res.Header.Get("Content-Length") != fmt.Sprint(len(body)) {
+			t.Errorf("%s: %v", test.accept, res.Header)
+		}
+		if test.coding == "gzip" {
+			unzip, err := gzip.NewReader(bytes.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if body, err = io.ReadAll(unzip); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if plain == nil {
+			plain = body
+		}
+		if len(body) == 0 || !bytes.Equal(body, plain) {
+			t.Errorf("%s: %d bytes, want %d", test.accept, len(body), len(plain))
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -50,6 +51,14 @@ func TestAccess(t *testing.T) {
 
 	must(push(alice, "alice.test/one:1.0"))
 	must(push(alice, "alice.test/team/two:1.0"))
+	must(push(bob, "bob.test/open:1.0"))
+	// The hold is told, with tokens that the reference PDS signed: what was pushed is recorded, and bob is a member.
+	waitUntil(t, "the hold has alice's layer records", func() bool {
+		return n.holdRecords(t, n.public, n.publicDID, "io.atcr.hold.layer", n.alice.DID) == 2*(len(image.blobs)-1)
+	})
+	waitUntil(t, "bob is a member", func() bool {
+		return n.holdRecords(t, n.public, n.publicDID, "io.atcr.hold.crew", n.bob.DID) == 1
+	})
 	out, err := push(bob, "alice.test/one:2.0")
 	refused("a stranger's push", out, err)
 	out, err = push(nobody, "alice.test/one:2.0")
@@ -70,10 +79,14 @@ func TestAccess(t *testing.T) {
 
 	// bob's profile names his own private hold.
 	putProfile(t, n, n.bob, n.privateDID)
+	tries := 0 // each to a new repository: a client pushes nothing that is there
 	waitUntil(t, "bob's push lands in his own hold", func() bool {
-		must(push(bob, "bob.test/secret:1.0"))
-		return holdOf(t, n, n.bob, "secret") == n.privateDID
+		tries++
+		repository := fmt.Sprintf("try%d", tries)
+		must(push(bob, "bob.test/"+repository+":1.0"))
+		return holdOf(t, n, n.bob, repository) == n.privateDID
 	})
+	must(push(bob, "bob.test/secret:1.0"))
 	must(pull(bob, "bob.test/secret:1.0"))
 	for config, who := range map[string]string{dockerConfig(t): "an anonymous pull", alice: "a stranger's pull"} {
 		out, err := pull(config, "bob.test/secret:1.0")
@@ -91,7 +104,6 @@ func TestAccess(t *testing.T) {
 
 	// alice chooses bob's hold, where she is not crew: refused, with what to do.
 	putProfile(t, n, n.alice, n.privateDID)
-	tries := 0 // each to a new repository: a client pushes nothing that is there
 	waitUntil(t, "alice's push to bob's hold is refused", func() bool {
 		tries++
 		out, err = push(alice, fmt.Sprintf("alice.test/three%d:1.0", tries))
@@ -358,6 +370,30 @@ func putProfile(t *testing.T, n *network, a components.Account, holdDID string) 
 }
 
 // waitUntil waits for what a cache of a few seconds may delay.
+// holdRecords is how many records of a collection at a hold name did.
+func (n *network) holdRecords(t *testing.T, at *daemon, holdDID, collection, did string) int {
+	t.Helper()
+	status, body := get(t, at.url+"/xrpc/com.atproto.repo.listRecords?limit=100&collection="+collection+"&repo="+url.QueryEscape(holdDID))
+	if status != http.StatusOK {
+		t.Fatalf("%d %s", status, body)
+	}
+	var out struct {
+		Records []struct {
+			Value struct{ UserDid, Member string }
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &out); err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, r := range out.Records {
+		if r.Value.UserDid == did || r.Value.Member == did {
+			count++
+		}
+	}
+	return count
+}
+
 func waitUntil(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for range 60 {
