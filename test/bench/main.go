@@ -103,11 +103,15 @@ func (b *bench) printf(format string, args ...any) { _, _ = fmt.Fprintf(b.out, f
 
 // benchCommits runs the repo host's own benchmarks, which print the plain inserts beside the commits.
 func benchCommits(ctx context.Context, b *bench) error {
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "Commit", "-benchtime", "2s", "atcr.io/internal/pds")
-	text, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%w\n%s", err, text)
+	b.printf("\n## Commits to a hold's repo\n\nsynchronous=FULL; plain: one insert a commit, same driver, same disk. CommitToFrame: from the write to its frame at a\nsubscriber, on a hold that does nothing else.\n\n```\n")
+	for _, run := range [][]string{{"-bench", "Commit$", "-benchtime", "2s"}, {"-bench", "CommitToFrame", "-benchtime", "500x"}} {
+		cmd := exec.CommandContext(ctx, "go", append(append([]string{"test", "-run", "^$"}, run...), "atcr.io/internal/pds")...)
+		text, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, text)
+		}
+		b.printf("%s", text)
 	}
-	b.printf("\n## Commits to a hold's repo\n\nsynchronous=FULL; plain: one insert a commit, same driver, same disk.\n\n```\n%s```\n", text)
+	b.printf("```\n")
 	return nil
 }

@@ -12,6 +12,25 @@ import (
 	"atcr.io/internal/oci"
 )
 
+// arrived is the range that the hold has of an upload.
+func arrived(t *testing.T, location, token string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, location, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusNoContent {
+		t.Fatalf("GET of an upload: %s", res.Status)
+	}
+	return res.Header.Get("Range")
+}
+
 // Would catch a stop that cuts a transfer in flight, and one that cannot be hurried.
 func TestStop(t *testing.T) {
 	t.Parallel()
@@ -35,6 +54,7 @@ func TestStop(t *testing.T) {
 	if _, err := writer.Write(blob[:1<<20]); err != nil {
 		t.Fatal(err)
 	}
+	waitUntil(t, "bytes arrive at the hold", func() bool { return arrived(t, location, token) != "0-0" })
 	if err := n.public.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
