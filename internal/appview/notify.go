@@ -126,7 +126,8 @@ func blobInfo(d oci.Descriptor) atcr.HoldNotifyManifestBlobInfo {
 }
 
 // deliver sends one message. What a hold refuses is refused for good, but for its limits and for a token
-// that it does not take; a hold that does not know the method is not asked again.
+// that it does not take. A membership is refused for good in any case: who may push without one must not have
+// the messages behind it wait.
 func (n *notifier) deliver(ctx context.Context, m outbox.Message) error {
 	did := syntax.DID(m.To)
 	at, err := n.holds.find(ctx, did)
@@ -153,6 +154,8 @@ func (n *notifier) deliver(ctx context.Context, m outbox.Message) error {
 		return err
 	}
 	switch {
+	case m.Kind == atcr.HoldRequestCrewNSID && e.Status/100 == 4:
+		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
 	case e.Status == http.StatusTooManyRequests, e.Status == http.StatusRequestTimeout, e.Status == http.StatusUnauthorized:
 		return err
 	case e.Status/100 == 4, e.Status == http.StatusNotImplemented:

@@ -92,6 +92,10 @@ func TestHoldThatRefusesToBeTold(t *testing.T) {
 	alice := n.as(n.alice, "alice.test/app")
 	var told atomic.Int64
 	n.public.misbehave(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if strings.HasSuffix(r.URL.Path, atcr.HoldRequestCrewNSID) { // must not hold up what comes behind it
+			http.Error(w, `{"error":"RateLimitExceeded"}`, http.StatusTooManyRequests)
+			return true
+		}
 		if !strings.HasSuffix(r.URL.Path, atcr.HoldNotifyManifestNSID) {
 			return false
 		}

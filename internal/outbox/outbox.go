@@ -30,7 +30,6 @@ const (
 	atOnce        = 4
 	firstPause    = 5 * time.Second
 	longestPause  = time.Hour
-	keepFor       = 7 * 24 * time.Hour
 	holdBackFor   = time.Minute
 	deliverWithin = time.Minute
 	lookEvery     = 5 * time.Second
@@ -193,7 +192,7 @@ func (o *Outbox) run(ctx context.Context) {
 
 // next delivers the oldest message that is due, is the first of its lane, and whose lane nobody works on.
 func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
-	m, created, attempts, err := o.claim(ctx)
+	m, attempts, err := o.claim(ctx)
 	if err != nil || m.ID == 0 {
 		return false, err
 	}
@@ -210,7 +209,7 @@ func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
 	case failed == nil:
 		o.delivered.WithLabelValues("done").Inc()
 		return true, o.Drop(keep, m.ID)
-	case errors.Is(failed, ErrRefused) || o.config.Now().Sub(created) > keepFor:
+	case errors.Is(failed, ErrRefused):
 		o.delivered.WithLabelValues("refused").Inc()
 		o.config.Logger.Warn("a message is given up", "kind", m.Kind, "sender", m.Sender, "to", m.To, "error", failed)
 		return true, o.Drop(keep, m.ID)
@@ -223,27 +222,26 @@ func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
 	return true, o.exec(keep, `UPDATE outbox SET attempts = attempts + 1, due_at = ? WHERE id = ?`, o.config.Now().Add(pause).UnixMilli(), m.ID)
 }
 
-func (o *Outbox) claim(ctx context.Context) (m Message, created time.Time, attempts int, err error) {
+func (o *Outbox) claim(ctx context.Context) (m Message, attempts int, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	rows, err := o.config.DB.Reader().QueryContext(ctx, `SELECT id, sender, recipient, kind, session, body, created_at, attempts FROM outbox o
+	rows, err := o.config.DB.Reader().QueryContext(ctx, `SELECT id, sender, recipient, kind, session, body, attempts FROM outbox o
 		WHERE due_at <= ? AND NOT EXISTS (SELECT 1 FROM outbox p WHERE p.sender = o.sender AND p.recipient = o.recipient AND p.id < o.id)
 		ORDER BY due_at LIMIT ?`, o.config.Now().UnixMilli(), atOnce)
 	if err != nil {
-		return m, created, 0, err
+		return m, 0, err
 	}
 	defer func() { _ = rows.Close() }()
 	for rows.Next() {
-		var milliseconds int64
-		if err := rows.Scan(&m.ID, &m.Sender, &m.To, &m.Kind, &m.Session, &m.Body, &milliseconds, &attempts); err != nil {
-			return Message{}, created, 0, err
+		if err := rows.Scan(&m.ID, &m.Sender, &m.To, &m.Kind, &m.Session, &m.Body, &attempts); err != nil {
+			return Message{}, 0, err
 		}
 		if lane := [2]string{m.Sender, m.To}; !o.busy[lane] {
 			o.busy[lane] = true
-			return m, time.UnixMilli(milliseconds), attempts, nil
+			return m, attempts, nil
 		}
 	}
-	return Message{}, created, 0, rows.Err()
+	return Message{}, 0, rows.Err()
 }
 
 // Close stops delivering; what is left goes at the next start.
