@@ -3,6 +3,7 @@ package atcr
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"encoding/hex"
 	"strings"
 )
 
@@ -48,4 +49,16 @@ func flat(repository string) string { return strings.ReplaceAll(repository, "/",
 func hashed(s string) string {
 	sum := sha256.Sum256([]byte(s))
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:16]))
+}
+
+// ContentCID is the CID of bytes with a sha256 digest ("sha256:…"): version 1, raw. It is "" for others.
+//
+// Source: https://atproto.com/specs/blob
+func ContentCID(digest string) string {
+	sum, err := hex.DecodeString(strings.TrimPrefix(digest, "sha256:"))
+	if err != nil || len(sum) != sha256.Size || !strings.HasPrefix(digest, "sha256:") {
+		return ""
+	}
+	raw := append([]byte{0x01, 0x55, 0x12, 0x20}, sum...)
+	return "b" + strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw))
 }

@@ -2,7 +2,6 @@ package appview
 
 import (
 	"context"
-	"encoding/base32"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
+	"atcr.io/api/atcr"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/xrpc"
 )
@@ -109,15 +109,7 @@ func getAtBlob(ctx context.Context, u xrpc.Upstream, of owner, cid string) ([]by
 }
 
 // cidOf is the CID of bytes with a sha256 digest: version 1, raw. It is "" for other algorithms.
-//
-// Source: https://atproto.com/specs/blob
-func cidOf(d oci.Digest) string {
-	if d.Algorithm() != oci.SHA256 {
-		return ""
-	}
-	raw := append([]byte{0x01, 0x55, 0x12, 0x20}, d.Bytes()...)
-	return "b" + strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw))
-}
+func cidOf(d oci.Digest) string { return atcr.ContentCID(d.String()) }
 
 // rkeyOf is the record key of an at-uri of did's collection, "" where uri is something else.
 func rkeyOf(uri string, did syntax.DID, collection string) string {

@@ -63,7 +63,7 @@ func violation(from, to string) string {
 		if slices.Contains(retired, top) {
 			return "that package of indigo is retired: use those under atproto/"
 		}
-		if strings.HasPrefix(old, "atproto/repo") && folder(from) != "internal/pds" && folder(from) != "internal/index" {
+		if strings.HasPrefix(old, "atproto/repo") && folder(from) != "internal/pds" && folder(from) != "internal/ingest" {
 			return "repos and their trees are internal/pds's"
 		}
 	}
