@@ -28,18 +28,30 @@ type BlobRef struct {
 }
 
 // unmarshalRecord decodes data into v, a pointer to a struct, and returns the fields that v has no place for.
+//
+// A field counts under its exact name alone. encoding/json takes "Owner" for "owner" as well, and of the two
+// the later: a record with both would mean one thing to who permits it and another to who reads it, since the
+// repo keeps fields in an order of its own.
 func unmarshalRecord(data []byte, v any) (map[string]json.RawMessage, error) {
-	if err := json.Unmarshal(data, v); err != nil {
-		return nil, err
-	}
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(data, &all); err != nil {
 		return nil, err
 	}
+	own := make(map[string]json.RawMessage, len(all))
 	t := reflect.TypeOf(v).Elem()
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		delete(all, name)
+		if value, ok := all[name]; ok && name != "-" {
+			own[name] = value
+			delete(all, name)
+		}
+	}
+	exact, err := json.Marshal(own)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(exact, v); err != nil {
+		return nil, err
 	}
 	if len(all) == 0 {
 		return nil, nil
