@@ -40,30 +40,30 @@ func (s *Store) Login(ctx context.Context, a Account, password, address string) 
 	} else if !errors.Is(err, ErrGone) {
 		return Session{}, err
 	}
-	giveBack, err := s.limits.begin(a.DID, address)
-	if err != nil {
-		return Session{}, err
-	}
+	// Those who show the same password at once make one attempt, and the limits are told of one, however many wait
+	// for it or leave.
 	result := s.flight.DoChan("login "+string(hash), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
 		if t, err := s.known(ctx, a, hash); err == nil { // opened by the flight before this one
 			return Session{ID: t.id, DID: t.did}, nil
 		}
-		return s.create(ctx, a, password, hash)
+		giveBack, err := s.limits.begin(a.DID, address)
+		if err != nil {
+			return Session{}, err
+		}
+		opened, err := s.create(ctx, a, password, hash)
+		if _, troubled := errors.AsType[*xrpc.UpstreamError](err); err == nil || troubled {
+			giveBack() // nobody said that the password was wrong
+		}
+		return opened, err
 	})
 	select {
 	case <-ctx.Done():
 		return Session{}, ctx.Err()
 	case r := <-result:
-		if r.Err != nil {
-			if _, ok := errors.AsType[*xrpc.UpstreamError](r.Err); ok {
-				giveBack() // nobody said that the password was wrong
-			}
-			return Session{}, r.Err
-		}
-		giveBack()
-		return r.Val.(Session), nil
+		opened, _ := r.Val.(Session)
+		return opened, r.Err
 	}
 }
 
@@ -79,6 +79,10 @@ func (s *Store) known(ctx context.Context, a Account, hash []byte) (*tokens, err
 			return nil, err
 		}
 		return nil, ErrGone
+	}
+	if err := s.acceptable(readToken(t.access).scope); err != nil { // main passwords were allowed once
+		s.end(ctx, t)
+		return nil, errors.Join(err, s.remove(ctx, t.id))
 	}
 	if s.stale(t) {
 		return s.refreshed(ctx, t)

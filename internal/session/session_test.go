@@ -105,7 +105,7 @@ func TestLoginOnce(t *testing.T) {
 	w := newWorld(t, nil)
 	created := w.count("com.atproto.server.createSession")
 	var wg sync.WaitGroup
-	ids := make([]string, 8)
+	ids := make([]string, 30) // more than wrong passwords are allowed
 	for i := range ids {
 		wg.Go(func() {
 			s, err := w.store.Login(t.Context(), w.alice(), w.Accounts[0].AppPassword, "192.0.2.1")
@@ -199,6 +199,15 @@ func TestMainPassword(t *testing.T) {
 	w.open(t, func(c *Config) { c.AllowMainPassword = true })
 	if _, err := w.store.Login(t.Context(), w.alice(), w.Accounts[0].Password, "192.0.2.1"); err != nil {
 		t.Errorf("allowed: %v", err)
+	}
+	w.open(t, nil) // and no longer: the session that it opened is no way around
+	for range 2 {
+		if _, err := w.store.Login(t.Context(), w.alice(), w.Accounts[0].Password, "192.0.2.1"); !errors.Is(err, ErrMainPassword) {
+			t.Errorf("allowed once: %v", err)
+		}
+	}
+	if deleted.Fired() != 3 {
+		t.Errorf("%d deleteSession", deleted.Fired())
 	}
 }
 
