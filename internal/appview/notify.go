@@ -49,9 +49,20 @@ func newNotifier(holds *holds, calls *holdCalls, logger *slog.Logger, now clock)
 	return n
 }
 
-// pushing keeps the message of a push before the push is made, so that no crash lets blobs go that a
-// manifest names. done sends or forgets it.
-func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, name oci.Name, at *hold, man registry.Manifest, parsed *oci.Manifest, tags []string) (done func(err error)) {
+// outcome is what became of a push.
+type outcome int
+
+const (
+	notWritten outcome = iota
+	written
+	// perhapsWritten is an answer of the PDS's that was lost, or made no sense.
+	perhapsWritten
+)
+
+// pushing keeps the message of a push before the push is made, so that neither a crash nor an answer that is
+// lost lets blobs go that a manifest names. done sends it, forgets it, or leaves it to be sent in a minute.
+// Errors: *oci.Error where it cannot be kept: then the push must not be made.
+func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, name oci.Name, at *hold, man registry.Manifest, parsed *oci.Manifest, tags []string) (done func(outcome), err error) {
 	in := atcr.HoldNotifyManifestInput{
 		Operation: "push", Repository: name.Repository, UserDid: of.DID.String(), ManifestDigest: man.Digest.String(),
 		Manifest: atcr.HoldNotifyManifestManifestInfo{MediaType: man.MediaType},
@@ -75,50 +86,69 @@ func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, nam
 	if at.AllowAllCrew {
 		who := membership{of.DID, at.DID}
 		if known, err := n.joined.get(ctx, who); err == nil && !known {
+			id, err := n.keep(ctx, c, of, at.DID, atcr.HoldRequestCrewNSID, atcr.HoldRequestCrewInput{})
+			if err != nil {
+				return nil, err
+			}
 			n.joined.put(who, true)
-			ids = n.keep(ctx, ids, c, of, at.DID, atcr.HoldRequestCrewNSID, atcr.HoldRequestCrewInput{})
+			ids = append(ids, id)
 		}
 	}
-	ids = n.keep(ctx, ids, c, of, at.DID, atcr.HoldNotifyManifestNSID, in)
-	return func(failed error) {
-		ctx := context.WithoutCancel(ctx)
-		for _, id := range ids {
-			settle := n.queue.Release
-			if failed != nil {
-				settle = n.queue.Drop
-				n.joined.forget(membership{of.DID, at.DID})
-			}
-			if err := settle(ctx, id); err != nil {
-				n.logger.Warn("a message to a hold is not settled", "hold", at.DID.String(), "error", err)
-			}
+	id, err := n.keep(ctx, c, of, at.DID, atcr.HoldNotifyManifestNSID, in)
+	done = func(what outcome) { n.settle(context.WithoutCancel(ctx), ids, membership{of.DID, at.DID}, what) }
+	if err != nil {
+		done(notWritten)
+		return nil, err
+	}
+	ids = append(ids, id)
+	return done, nil
+}
+
+// settle sends or forgets the messages of a push.
+func (n *notifier) settle(ctx context.Context, ids []int64, who membership, what outcome) {
+	settle := n.queue.Release
+	switch what {
+	case written:
+	case notWritten:
+		settle = n.queue.Drop
+		n.joined.forget(who)
+	case perhapsWritten: // they go when the time is up for which they are held back
+		return
+	}
+	for _, id := range ids {
+		if err := settle(ctx, id); err != nil {
+			n.logger.Warn("a message to a hold is not settled", "hold", who.hold.String(), "error", err)
 		}
 	}
 }
 
-// deleted tells of a manifest that is gone.
+// deleted tells of a manifest that is gone. That it cannot be kept ends nothing: what the hold is not told of, it keeps.
 func (n *notifier) deleted(ctx context.Context, c registry.Caller, of owner, repository string, at syntax.DID, d oci.Digest) {
 	in := atcr.HoldNotifyManifestInput{Operation: "delete", Repository: repository, UserDid: of.DID.String(), ManifestDigest: d.String()}
 	ctx = context.WithoutCancel(ctx)
-	for _, id := range n.keep(ctx, nil, c, of, at, atcr.HoldNotifyManifestNSID, in) {
-		if err := n.queue.Release(ctx, id); err != nil {
-			n.logger.Warn("a message to a hold waits", "hold", at.String(), "error", err)
-		}
+	id, err := n.keep(ctx, c, of, at, atcr.HoldNotifyManifestNSID, in)
+	if err == nil {
+		err = n.queue.Release(ctx, id)
+	}
+	if err != nil {
+		n.logger.Error("a hold is not told of a deletion", "hold", at.String(), "did", of.DID.String(), "error", err)
 	}
 }
 
-// keep adds a message. That it cannot be kept ends no push: the hold then does not know of the manifest.
-func (n *notifier) keep(ctx context.Context, ids []int64, c registry.Caller, of owner, at syntax.DID, nsid string, in any) []int64 {
+// keep adds a message. Errors: *oci.Error where too many wait, the database's.
+func (n *notifier) keep(ctx context.Context, c registry.Caller, of owner, at syntax.DID, nsid string, in any) (id int64, err error) {
 	body, err := json.Marshal(in)
-	if err == nil {
-		var id int64
-		id, err = n.queue.Add(ctx, outbox.Message{Sender: of.DID.String(), To: at.String(), Kind: nsid, Session: c.Session, Body: body})
-		ids = append(ids, id)
-	}
 	if err != nil {
-		n.logger.Error("a hold will not be told of an image", "hold", at.String(), "did", of.DID.String(), "error", err)
-		return ids[:max(len(ids)-1, 0)]
+		return 0, err
 	}
-	return ids
+	id, err = n.queue.Add(ctx, outbox.Message{Sender: of.DID.String(), To: at.String(), Kind: nsid, Session: c.Session, Body: body})
+	if errors.Is(err, outbox.ErrFull) {
+		return 0, &oci.Error{
+			Code: oci.CodeTooManyRequests, RetryAfter: time.Minute, Err: err,
+			Message: fmt.Sprintf("the hold %s has not been told of your earlier pushes yet: try again later, or choose another hold", at),
+		}
+	}
+	return id, err
 }
 
 func blobInfo(d oci.Descriptor) atcr.HoldNotifyManifestBlobInfo {

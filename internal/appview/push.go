@@ -59,10 +59,20 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 		return err
 	}
 	defer unlock()
-	told := m.notifier.pushing(ctx, c, of, name, at, man, parsed, tags)
+	told, err := m.notifier.pushing(ctx, c, of, name, at, man, parsed, tags)
+	if err != nil {
+		return err
+	}
 	p := &push{manifests: m, ctx: ctx, session: c.Session, of: of, name: name, at: at.DID, manifest: man, parsed: parsed, tags: tags}
 	err = p.write()
-	told(err)
+	switch {
+	case err == nil:
+		told(written)
+	case p.unsure:
+		told(perhapsWritten)
+	default:
+		told(notWritten)
+	}
 	if err != nil {
 		return err
 	}
@@ -126,6 +136,7 @@ type push struct {
 	parsed    *oci.Manifest
 	tags      []string
 	blob      *atcr.Blob // once it was uploaded
+	unsure    bool       // a write failed in a way that leaves open whether it was made
 }
 
 // write decides and writes, again where somebody else wrote between the two.
@@ -151,6 +162,16 @@ func conflicts(err error) bool {
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
 	return ok && e.NSID == applyWritesNSID && (e.Status == http.StatusInternalServerError || e.Status == http.StatusConflict ||
 		e.Name == "InvalidSwap" || e.Name == "RecordAlreadyExists" || e.Name == "RecordNotFound")
+}
+
+// refused tells whether a PDS said that it did not write. Where its answer was lost or made no sense, or was that of a
+// server in trouble, it may have written all the same.
+func refused(err error) bool {
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	if !ok {
+		return errors.Is(err, session.ErrGone)
+	}
+	return e.Status >= 400 && e.Status < 500 && !e.Timeout && !e.Invalid
 }
 
 func (p *push) tryWrite() error {
@@ -180,6 +201,7 @@ func (p *push) tryWrite() error {
 	}
 	if len(writes) > 0 {
 		if err := applyWrites(p.ctx, p.manifests.sessions, p.session, p.of.DID, writes); err != nil {
+			p.unsure = p.unsure || !refused(err)
 			return err
 		}
 	}
