@@ -198,10 +198,23 @@ func TestTroubledHold(t *testing.T) {
 		t.Errorf("PATCH: %d %s", got.status, got.body)
 	}
 	n.public.misbehave(garbage)
-	if got := alice.do(http.MethodGet, location, nil); got.status != 204 { // 200 is a yes, without a range
-		t.Errorf("GET: %d %s", got.status, got.body)
+	// A page with 200 is some proxy's, and no yes: neither to the calls of an upload, nor to what is built on it.
+	for _, method := range []string{http.MethodGet, http.MethodPatch, http.MethodDelete, http.MethodPut} {
+		target := location
+		if method == http.MethodPut {
+			target += "?digest=" + oci.FromBytes([]byte("bytes")).String()
+		}
+		if got := alice.do(method, target, nil); got.status != 502 || !strings.Contains(got.body, n.public.did) {
+			t.Errorf("%s: %d %s", method, got.status, got.body)
+		}
 	}
 	n.public.behave()
+	never := newImage("never stored")
+	never.manifest = []byte(strings.ReplaceAll(string(never.manifest), oci.FromBytes(never.layer).String(), oci.FromBytes([]byte("bytes")).String()))
+	alice.upload("alice.test/app", never.config)
+	if got := alice.put("alice.test/app", "2.0", never.manifest); got.code() != "MANIFEST_BLOB_UNKNOWN" {
+		t.Errorf("a manifest of what the hold never took: %d %s", got.status, got.body)
+	}
 	n.nobody().pull("alice.test/app", "1.0", image)
 }
 

@@ -23,10 +23,13 @@ const (
 	partBytes   = 8 << 20
 	partBuffers = 4 // at once, of all uploads: what they take of memory
 	openParts   = 1000
+	openOwn     = 100       // of one person: contract, uploads a caller
 	partsIdle   = time.Hour // an upload without bytes for so long is forgotten
 	// tailBytes bounds what all uploads together have waiting for more.
 	tailBytes = 64 << 20
-	maxParts  = 10_000
+	// bufferPatience is how long a sender who is slow keeps a buffer from others.
+	bufferPatience = 10 * time.Second
+	maxParts       = 10_000
 )
 
 // parts uploads to holds that have no uploadUrl, by parts. What has been sent of an upload is known to this
@@ -72,8 +75,17 @@ func (p *parts) begin(subject string, at syntax.DID, id string) error {
 			p.drop(key)
 		}
 	}
-	if len(p.open) >= openParts {
+	own := 0
+	for _, u := range p.open {
+		if u.subject == subject {
+			own++
+		}
+	}
+	if own >= openOwn || len(p.open) >= openParts {
 		return &oci.Error{Code: oci.CodeTooManyRequests, Message: "too many uploads are open: try again later", RetryAfter: time.Minute}
+	}
+	if id == "" || len(id) > 256 || p.open[partsKey(at, id)] != nil {
+		return oci.Unavailable(http.StatusBadGateway, nil, "the hold %s answered without an upload of its own", at)
 	}
 	p.open[partsKey(at, id)] = &partUpload{subject: subject, used: now}
 	return nil
@@ -131,6 +143,12 @@ func (u *partUpload) lastUsed() time.Time {
 	return u.used
 }
 
+func (u *partUpload) copyTail(to []byte) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return copy(to, u.tail)
+}
+
 func (u *partUpload) arrived() string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -180,19 +198,24 @@ func (p *parts) take(ctx context.Context, c registry.Caller, t ticket, u *partUp
 	if err != nil {
 		return err
 	}
-	defer func() { p.buffers <- buffer }()
+	held := true
+	defer func() {
+		if held {
+			p.buffers <- buffer
+		}
+	}()
 	for {
-		n := copy(buffer, u.tail)
+		n := u.copyTail(buffer)
 		m, readErr := 0, io.EOF
 		if chunk.Body != nil {
-			m, readErr = io.ReadFull(chunk.Body, buffer[n:])
+			m, readErr = fill(chunk.Body, buffer[n:], bufferPatience)
 		}
 		n += m
-		ended := errors.Is(readErr, io.EOF) || errors.Is(readErr, io.ErrUnexpectedEOF)
+		ended := errors.Is(readErr, io.EOF)
 		if readErr != nil && !ended {
 			return p.brokenOff(readErr)
 		}
-		if n == partBytes || last && (n > 0 || len(u.sent) == 0) {
+		if n == partBytes || last && ended && (n > 0 || len(u.sent) == 0) {
 			if err := p.send(ctx, c, at, t, u, buffer[:n]); err != nil {
 				return err
 			}
@@ -204,7 +227,25 @@ func (p *parts) take(ctx context.Context, c registry.Caller, t ticket, u *partUp
 		if ended {
 			return nil
 		}
+		if n > 0 { // the sender is slow: others may have the buffer first
+			p.buffers <- buffer
+			if buffer, err = p.buffer(ctx); err != nil {
+				held = false
+				return err
+			}
+		}
 	}
+}
+
+// fill reads until p is full, r ends, or patience is over; a single Read may take longer, which ends by the
+// deadline that r has of its own. The error is r's.
+func fill(r io.Reader, p []byte, patience time.Duration) (n int, err error) {
+	for since := time.Now(); n < len(p) && err == nil && (n == 0 || time.Since(since) < patience); {
+		var m int
+		m, err = r.Read(p[n:])
+		n += m
+	}
+	return n, err
 }
 
 func (p *parts) brokenOff(err error) error {
@@ -268,8 +309,8 @@ func (p *parts) finish(ctx context.Context, c registry.Caller, t ticket, d oci.D
 	if err != nil {
 		return err
 	}
-	if out.Digest != "" && out.Digest != d.String() {
-		return oci.Unavailable(http.StatusBadGateway, nil, "the hold %s completed the upload with another digest", t.Hold)
+	if out.Status != "completed" || out.Digest != d.String() {
+		return oci.Unavailable(http.StatusBadGateway, nil, "the hold %s does not say that it has the blob with that digest", t.Hold)
 	}
 	p.forget(t)
 	return nil

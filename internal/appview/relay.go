@@ -1,6 +1,7 @@
 package appview
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,7 @@ import (
 type relay struct {
 	client   *http.Client // without a total timeout
 	testMode bool
+	patience time.Duration // with a hold that stalls; 0: holdPatience
 }
 
 // patch sends a chunk and returns the range that has arrived.
@@ -54,8 +56,8 @@ func (l *relay) put(ctx context.Context, t *ticket, d oci.Digest, chunk registry
 		return err
 	}
 	defer drain(res)
-	if said := res.Header.Get("Docker-Content-Digest"); said != "" && said != d.String() {
-		return l.senseless(t, errors.New("the hold says that the blob has another digest"))
+	if said := res.Header.Get("Docker-Content-Digest"); said != d.String() {
+		return l.senseless(t, errors.New("the hold does not say that it has the blob with that digest"))
 	}
 	return nil
 }
@@ -102,9 +104,13 @@ func (l *relay) send(ctx context.Context, method string, t *ticket, query url.Va
 		all[k] = v
 	}
 	target.RawQuery = all.Encode()
-	body := &sentBody{from: chunk.Body}
-	req, err := http.NewRequestWithContext(ctx, method, target.String(), http.NoBody)
+	within, cancel := context.WithCancelCause(ctx)
+	watch := l.watchdog(func() { cancel(errStalled) })
+	body := &sentBody{from: chunk.Body, watch: watch}
+	end := func() { watch.pause(); cancel(nil) }
+	req, err := http.NewRequestWithContext(within, method, target.String(), http.NoBody)
 	if err != nil {
+		end()
 		return nil, l.senseless(t, err)
 	}
 	if chunk.Body != nil && chunk.Size != 0 {
@@ -116,13 +122,66 @@ func (l *relay) send(ctx context.Context, method string, t *ticket, query url.Va
 	}
 	res, err := l.client.Do(req)
 	if err != nil {
+		err = errors.Join(err, context.Cause(within))
+		end()
 		return nil, l.failed(ctx, t, body, err)
 	}
-	if res.StatusCode >= 200 && res.StatusCode < 300 {
+	watch.resume() // for the answer's own bytes
+	res.Body = &watched{res.Body, end}
+	if res.StatusCode == done[method] {
 		return res, nil
 	}
 	defer drain(res)
+	if res.StatusCode/100 == 2 { // a page of some proxy's, perhaps: nothing to call a push done for
+		return nil, l.senseless(t, errors.New(method+" was answered with "+res.Status))
+	}
 	return nil, l.refused(t, res)
+}
+
+// holdPatience is how long a hold may take no byte of a body, or give none of an answer.
+const holdPatience = time.Minute
+
+var errStalled = errors.New("the hold takes no more bytes")
+
+// watchdog bites when it was the hold's turn for too long.
+type watchdog struct {
+	timer    *time.Timer
+	patience time.Duration
+}
+
+func (l *relay) watchdog(bite func()) *watchdog {
+	patience := cmp.Or(l.patience, holdPatience)
+	return &watchdog{time.AfterFunc(patience, bite), patience}
+}
+
+func (w *watchdog) pause() {
+	if w != nil {
+		w.timer.Stop()
+	}
+}
+
+func (w *watchdog) resume() {
+	if w != nil {
+		w.timer.Reset(w.patience)
+	}
+}
+
+// watched is an answer's body whose end is the end of the watch over it.
+type watched struct {
+	io.ReadCloser
+	end func()
+}
+
+func (w *watched) Close() error {
+	defer w.end()
+	return w.ReadCloser.Close()
+}
+
+// done are the statuses that say that a call was done.
+//
+// Source: contract, "uploadUrl".
+var done = map[string]int{
+	http.MethodPatch: http.StatusAccepted, http.MethodPut: http.StatusCreated, http.MethodGet: http.StatusNoContent, http.MethodDelete: http.StatusNoContent,
 }
 
 // failed tells a client that broke off from a hold that did.
@@ -135,10 +194,14 @@ func (l *relay) failed(ctx context.Context, t *ticket, body *sentBody, err error
 		e.Err = errors.Join(cause, ctx.Err())
 		return e
 	}
+	stalled := errors.Is(err, errStalled)
 	if urlErr, ok := errors.AsType[*url.Error](err); ok {
 		err = urlErr.Err // without the URL, which is a secret
 	}
 	status := http.StatusServiceUnavailable
+	if stalled {
+		status = http.StatusGatewayTimeout
+	}
 	if netErr, ok := errors.AsType[net.Error](err); ok && netErr.Timeout() {
 		status = http.StatusGatewayTimeout
 	}
@@ -210,15 +273,18 @@ func short(s string) string {
 	return s
 }
 
-// sentBody remembers why the client's body could not be read.
+// sentBody remembers why the client's body could not be read, and has the hold watched while it is the hold's turn.
 type sentBody struct {
-	from io.Reader
-	mu   sync.Mutex
-	err  error
+	from  io.Reader
+	watch *watchdog // may be nil
+	mu    sync.Mutex
+	err   error
 }
 
 func (b *sentBody) Read(p []byte) (int, error) {
+	b.watch.pause()
 	n, err := b.from.Read(p)
+	b.watch.resume()
 	if err != nil && err != io.EOF { //nolint:errorlint // readers return it as it is
 		b.mu.Lock()
 		b.err = err
