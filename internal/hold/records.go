@@ -42,7 +42,7 @@ func (h *Hold) settle(ctx context.Context) error {
 // found writes the records of a new hold in one commit.
 func (h *Hold) found(ctx context.Context) error {
 	if h.config.Owner == "" {
-		return errors.New("HOLD_OWNER is required at the first start: set it to your DID (did:plc:…)")
+		return errNoOwner
 	}
 	now := timestamp(h.now())
 	return h.put(ctx,
@@ -163,7 +163,7 @@ func (h *Hold) authoriseWrite(ctx context.Context, r *http.Request, nsid string,
 		return err
 	}
 	if caller == "" {
-		return xrpc.Errorf(http.StatusUnauthorized, "AuthRequired", "this call needs a service token for %s with lxm %s", h.did, nsid)
+		return h.needsToken(nsid)
 	}
 	access, err := h.roster.Access(ctx, caller)
 	if err != nil {

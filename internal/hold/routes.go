@@ -39,11 +39,34 @@ func (h *Hold) xrpcRoutes() []pds.Route {
 		taken[r.NSID] = true
 	}
 	for _, r := range h.host.Routes() {
-		if !taken[r.NSID] {
-			own = append(own, r)
+		if taken[r.NSID] {
+			continue
 		}
+		if r.Method == http.MethodPost {
+			r.Handler = h.knownCaller(r.NSID, r.Handler)
+		}
+		own = append(own, r)
 	}
 	return own
+}
+
+// knownCaller asks for the caller's token before a byte of the body is read, so that strangers cannot have
+// bodies kept in memory. What the caller may do is decided once it is known what is asked for.
+func (h *Hold) knownCaller(nsid string, next httpx.Handler) httpx.Handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		did, err := h.caller(r, xrpc.Call{Lxm: []string{nsid}, Once: true})
+		if err != nil {
+			return err
+		}
+		if did == "" {
+			return h.needsToken(nsid)
+		}
+		return next(w, r)
+	}
+}
+
+func (h *Hold) needsToken(nsid string) error {
+	return xrpc.Errorf(http.StatusUnauthorized, "AuthRequired", "this call needs a service token for %s with lxm %s", h.did, nsid)
 }
 
 // routes is the one list of what is served.

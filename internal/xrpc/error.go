@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -94,9 +95,24 @@ func WriteJSON(w http.ResponseWriter, status int, v any) {
 // MaxJSONBytes bounds JSON request bodies; a record may have 1,000,000 bytes, a batch 200 writes.
 const MaxJSONBytes = 4 << 20
 
-// ReadJSON decodes a request's JSON body of at most MaxJSONBytes into v.
+// jsonTime bounds how long a JSON body may take to arrive: what came is kept in memory meanwhile.
+const jsonTime = 30 * time.Second
+
+// ReadJSON decodes a request's JSON body of at most MaxJSONBytes into v. It waits half a minute for all of it.
 func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	return readJSON(w, r, v, jsonTime)
+}
+
+func readJSON(w http.ResponseWriter, r *http.Request, v any, within time.Duration) error {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(within)) // recorders in tests have no deadlines
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxJSONBytes))
+	if err == nil {
+		_ = rc.SetReadDeadline(time.Time{})
+	}
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+		return Errorf(http.StatusRequestTimeout, "InvalidRequest", "the request body came too slowly")
+	}
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return AsError(err)
