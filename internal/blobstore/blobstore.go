@@ -21,6 +21,9 @@ var ErrNotFound = errors.New("no such object")
 // ErrNoSpace says that the storage is full or over its quota. Nothing under a key was changed.
 var ErrNoSpace = errors.New("the storage is full")
 
+// ErrPartTooSmall says that a part that is not the last of a multipart upload is smaller than the storage takes.
+var ErrPartTooSmall = errors.New("a part that is not the last is too small: parts have at least 5 MiB")
+
 // ErrNoBucket says that the bucket or folder does not exist or may not be used with these credentials.
 var ErrNoBucket = errors.New("the storage cannot be used")
 

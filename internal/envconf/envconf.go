@@ -92,8 +92,8 @@ func (f field) load(values map[string]string) error {
 	}
 	if !given {
 		// An empty variable means "none" where the default is something.
-		if _, set := values[f.name]; set && f.value.Kind() == reflect.String && f.def != "" && !f.required {
-			f.value.SetString("")
+		if _, set := values[f.name]; set && (f.value.Kind() == reflect.String || f.value.Kind() == reflect.Slice) && f.def != "" && !f.required {
+			f.value.SetZero()
 			return nil
 		}
 		if f.required {

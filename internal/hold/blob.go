@@ -51,6 +51,11 @@ func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	event.DID = viewer.String()
+	if r.Method == http.MethodHead || method == http.MethodHead { // who is told that it is here may name it next
+		if err := h.uploads.MarkTouched(r.Context(), blob); err != nil {
+			return err
+		}
+	}
 	if method != "" {
 		target, err := h.blobURL(r, blob, viewer, method)
 		if err != nil {

@@ -73,6 +73,9 @@ func (c *Config) Validate() error {
 			problems = append(problems, err)
 		} else {
 			c.PublicURL = u.String()
+			if _, err := syntax.ParseDID(c.DID().String()); err != nil {
+				add("HOLD_PUBLIC_URL: %s has no host that a did:web can have: use a host name", c.PublicURL)
+			}
 		}
 	}
 	if c.Owner != "" {
@@ -166,7 +169,7 @@ func (c *Config) presigning(ctx context.Context) (on bool, why string) {
 		return false, "the hold sends the bytes itself: DISABLE_PRESIGNED_URLS is set"
 	}
 	if c.S3PublicEndpoint == "" {
-		return true, "clients fetch blobs from AWS S3, bucket " + c.S3Bucket
+		return true, "clients fetch blobs from " + c.S3Bucket + ".s3." + c.Region + ".amazonaws.com"
 	}
 	storage, err := url.Parse(c.S3PublicEndpoint)
 	if err != nil {

@@ -1,6 +1,7 @@
 package hold
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"io/fs"
@@ -43,6 +44,7 @@ func TestValidate(t *testing.T) {
 		"test mode, public":     {func(c *Config) { c.PublicURL, c.TestMode = "http://hold.example.com", true }, []string{"TEST_MODE"}},
 		"a path":                {func(c *Config) { c.PublicURL = "https://example.com/hold" }, []string{"HOLD_PUBLIC_URL", "without"}},
 		"credentials":           {func(c *Config) { c.PublicURL = "https://u:secretword@example.com" }, []string{"HOLD_PUBLIC_URL"}},
+		"no host for a DID":     {func(c *Config) { c.PublicURL = "http://[::1]:8080" }, []string{"HOLD_PUBLIC_URL", "did:web"}},
 		"owner is a handle":     {func(c *Config) { c.Owner = "alice.test" }, []string{"HOLD_OWNER", "DID"}},
 		"driver":                {func(c *Config) { c.StorageDriver = "gcs" }, []string{"STORAGE_DRIVER", "filesystem"}},
 		"s3 without anything":   {func(c *Config) { c.StorageDriver = "s3" }, []string{"S3_BUCKET", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}},
@@ -93,8 +95,12 @@ func TestPresigning(t *testing.T) {
 		{"http://127.0.0.1:8080", "http://127.0.0.1:9000", false, true},
 		{"http://localhost:8080", "http://localhost:9000", false, true},
 	} {
-		c := Config{PublicURL: test.hold, StorageDriver: "s3", S3PublicEndpoint: test.storage, DisablePresigned: test.disabled}
-		if on, why := c.presigning(t.Context()); on != test.want || why == "" {
+		c := Config{PublicURL: test.hold, StorageDriver: "s3", S3Bucket: "bucket", Region: "us-east-1", S3PublicEndpoint: test.storage, DisablePresigned: test.disabled}
+		says := "the hold sends the bytes itself: "
+		if test.want {
+			says = "clients fetch blobs from " + cmp.Or(strings.TrimPrefix(strings.TrimPrefix(test.storage, "https://"), "http://"), "bucket.s3.us-east-1.amazonaws.com")
+		}
+		if on, why := c.presigning(t.Context()); on != test.want || !strings.HasPrefix(why, says) {
 			t.Errorf("%+v: %v, %q", test, on, why)
 		}
 	}

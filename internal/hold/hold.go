@@ -42,6 +42,9 @@ const (
 	remembered = 10_000 // entries of each cache
 )
 
+// errNoOwner is a first start that does not say whose hold it is.
+var errNoOwner = errors.New("HOLD_OWNER is required at the first start: set it to your DID (did:plc:…)")
+
 // Hold is an open hold. Safe for concurrent use.
 type Hold struct {
 	config   Config
@@ -132,7 +135,11 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	if err != nil {
 		return nil, fmt.Errorf("uploads: %w", err)
 	}
-	logger.Info("presigned URLs are "+map[bool]string{true: "on", false: "off"}[presign], "why", why)
+	level := slog.LevelInfo
+	if config.StorageDriver == "s3" && !config.DisablePresigned && !presign { // not what was asked for
+		level = slog.LevelWarn
+	}
+	logger.Log(ctx, level, "presigned URLs are "+map[bool]string{true: "on", false: "off"}[presign], "why", why)
 	h.verifier = xrpc.NewVerifier(xrpc.VerifierConfig{Audience: h.did, Fragment: "atcr_hold", Keys: identity.New(identity.Config{
 		PLCURL: config.PLCURL, AllowPrivate: config.TestMode, UserAgent: userAgent, Logger: logger,
 	})})
@@ -189,6 +196,9 @@ func (h *Hold) openRepo(ctx context.Context) error {
 	}
 	if len(dids) > 0 && dids[0] != h.did {
 		return fmt.Errorf("the database in %s belongs to the hold %s, but HOLD_PUBLIC_URL names %s: set HOLD_PUBLIC_URL to what it was, or use another HOLD_DATABASE_DIR", h.config.DatabaseDir, dids[0], h.did)
+	}
+	if len(dids) == 0 && h.config.Owner == "" { // before anything is made
+		return errNoOwner
 	}
 	key, err := signingKey(h.config.KeyPath, len(dids) > 0)
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"atcr.io/api/atcr"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/xrpc"
+	"atcr.io/test/components"
 )
 
 // people are accounts with keys, and the did:plc directory that knows them.
@@ -241,10 +244,21 @@ func TestPermissions(t *testing.T) {
 	table := map[syntax.DID]cell{
 		nobody: {"bc", ""}, stranger: {"obc", "oc"}, refused: {"bc", ""}, reader: {"pobc", "oc"}, writer: {"pobc", "pobc"}, admin: {"pobc", "pobc"}, owner: {"pobc", "pobc"},
 	}
-	for kind, set := range map[string][2]bool{"p": {false, false}, "o": {false, true}, "b": {true, false}, "c": {true, true}} {
-		t.Run(kind, func(t *testing.T) {
+	storage := components.StartVersityGW(t)
+	storage.CreateBucket(t, "blobs")
+	for name, set := range map[string][2]bool{
+		"p": {false, false}, "o": {false, true}, "b": {true, false}, "c": {true, true}, // a folder
+		"p, S3": {false, false}, "c, S3": {true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := startHold(t, p, func(c *Config) { c.Public, c.AllowAllCrew = set[0], set[1] })
+			kind := name[:1]
+			s := startHold(t, p, func(c *Config) {
+				c.Public, c.AllowAllCrew = set[0], set[1]
+				if strings.HasSuffix(name, "S3") {
+					c.StorageDriver, c.S3Bucket, c.S3Endpoint, c.AccessKeyID, c.SecretAccessKey = "s3", "blobs", storage.Endpoint, storage.AccessKey, storage.SecretKey
+				}
+			})
 			for member, permissions := range map[syntax.DID][]string{refused: nil, reader: {"blob:read"}, writer: {"blob:write"}, admin: {"crew:admin"}} {
 				if a := s.addCrew(t, owner, member, permissions...); a.status != http.StatusOK {
 					t.Fatalf("%s: %d %s", member, a.status, a.body)
@@ -254,6 +268,9 @@ func TestPermissions(t *testing.T) {
 			for did, want := range table {
 				token := s.token(t, did, getBlobNSID)
 				got := s.send(t, http.MethodGet, s.blobPath(digest), token, nil)
+				if got.status == http.StatusTemporaryRedirect {
+					got = s.send(t, http.MethodGet, got.header.Get("Location"), "", nil)
+				}
 				absent := s.send(t, http.MethodGet, s.blobPath(missing), token, nil)
 				denied := http.StatusForbidden
 				if did == nobody {
@@ -296,6 +313,9 @@ func TestRecords(t *testing.T) {
 	put := func(by syntax.DID, collection, rkey string, value any) int {
 		return s.call(t, by, "com.atproto.repo.putRecord", map[string]any{"repo": s.did, "collection": collection, "rkey": rkey, "record": value}).status
 	}
+	remove := func(by syntax.DID, collection, rkey string) int {
+		return s.call(t, by, "com.atproto.repo.deleteRecord", map[string]any{"repo": s.did, "collection": collection, "rkey": rkey}).status
+	}
 	for name, test := range map[string]struct{ got, want int }{
 		"admin gives admin":      {s.addCrew(t, admin, writer, "crew:admin").status, 403},
 		"admin takes from admin": {put(admin, atcr.HoldCrewNSID, atcr.CrewRkey(admin.String()), crewRecord(admin, "blob:read")), 403},
@@ -305,6 +325,23 @@ func TestRecords(t *testing.T) {
 		"owner sets a region":    {put(owner, atcr.HoldCaptainNSID, "self", captain(map[string]any{"region": "x"})), 200},
 		"owner changes owner":    {put(owner, atcr.HoldCaptainNSID, "self", captain(map[string]any{"owner": stranger})), 403},
 		"owner changes public":   {put(owner, atcr.HoldCaptainNSID, "self", captain(map[string]any{"public": false})), 403},
+		// A field in another spelling is another field: what is judged must be what is read later.
+		"admin, two spellings": {put(admin, atcr.HoldCrewNSID, atcr.CrewRkey("did:plc:two"), map[string]any{
+			"member": "did:plc:two", "permissions": []string{"crew:admin"}, "Permissions": []string{"blob:read"}, "role": "x", "addedAt": "2026-01-01T00:00:00Z",
+		}), 403},
+		"another admin's rights, two spellings": {put(admin, atcr.HoldCrewNSID, atcr.CrewRkey(admin.String()), map[string]any{
+			"member": admin, "Member": "did:plc:two", "permissions": []string{}, "role": "x", "addedAt": "2026-01-01T00:00:00Z",
+		}), 403},
+		"owner, two spellings":   {put(owner, atcr.HoldCaptainNSID, "self", captain(map[string]any{"owner": stranger, "Owner": owner})), 403},
+		"admin deletes captain":  {remove(admin, atcr.HoldCaptainNSID, "self"), 403},
+		"owner deletes captain":  {remove(owner, atcr.HoldCaptainNSID, "self"), 403},
+		"owner deletes stats":    {remove(owner, atcr.HoldStatsNSID, "x"), 403},
+		"admin deletes a scan":   {remove(admin, atcr.HoldScanNSID, "x"), 403},
+		"admin deletes a layer":  {remove(admin, atcr.HoldLayerNSID, "absent"), 200},
+		"admin deletes a post":   {remove(admin, "app.bsky.feed.post", "absent"), 200},
+		"admin writes a post":    {put(admin, "app.bsky.feed.post", "x", map[string]any{}), 403},
+		"writer deletes a layer": {remove(writer, atcr.HoldLayerNSID, "absent"), 403},
+		"admin removes an admin": {remove(admin, atcr.HoldCrewNSID, atcr.CrewRkey(admin.String())), 403},
 		"owner writes stats":     {put(owner, atcr.HoldStatsNSID, "x", map[string]any{}), 403},
 		"owner writes layers":    {put(owner, atcr.HoldLayerNSID, "x", map[string]any{}), 403},
 		"owner writes another":   {put(owner, "com.example.thing", "x", map[string]any{}), 200},
@@ -340,8 +377,17 @@ func TestRecords(t *testing.T) {
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	p := newPeople(t)
-	s := startHold(t, p, nil)
-	strict := startHold(t, p, func(c *Config) { c.RequireLxm = true })
+	for _, testMode := range []bool{false, true} { // which relaxes nothing of this
+		t.Run(fmt.Sprintf("TEST_MODE=%v", testMode), func(t *testing.T) {
+			t.Parallel()
+			testTokens(t, p, testMode)
+		})
+	}
+}
+
+func testTokens(t *testing.T, p *people, testMode bool) {
+	s := startHold(t, p, func(c *Config) { c.TestMode = testMode })
+	strict := startHold(t, p, func(c *Config) { c.RequireLxm, c.TestMode = true, testMode })
 	begin := func(s *server, token string) answer {
 		return s.send(t, http.MethodPost, "/xrpc/"+atcr.HoldInitiateUploadNSID, token, strings.NewReader(`{"digest":"`+oci.FromBytes(nil).String()+`"}`))
 	}
@@ -474,6 +520,9 @@ func TestParts(t *testing.T) {
 		"bad initiate":    {s.call(t, owner, atcr.HoldInitiateUploadNSID, map[string]any{"digest": "md5:x"}), "InvalidDigest"},
 		"initiate, array": {s.call(t, owner, atcr.HoldInitiateUploadNSID, []int{1}), "InvalidRequest"},
 		"location":        {s.call(t, owner, atcr.HoldInitiateUploadNSID, map[string]any{"digest": digest, "location": "javascript:alert(1)"}), "InvalidRequest"},
+		"URL, stranger":   {s.call(t, stranger, atcr.HoldGetPartUploadUrlNSID, map[string]any{"uploadId": id, "partNumber": 2}), "InvalidUploadId"},
+		"URL of part 0":   {s.call(t, owner, atcr.HoldGetPartUploadUrlNSID, map[string]any{"uploadId": id, "partNumber": 0}), "InvalidPartNumber"},
+		"URL of 100000":   {s.call(t, owner, atcr.HoldGetPartUploadUrlNSID, map[string]any{"uploadId": id, "partNumber": 100000}), "InvalidPartNumber"},
 		"abort, stranger": {s.call(t, stranger, atcr.HoldAbortUploadNSID, map[string]any{"uploadId": id}), "InvalidUploadId"},
 	} {
 		if test.got.errorName() != test.want || test.got.status < 400 || test.got.status > 499 {
@@ -507,6 +556,12 @@ func TestParts(t *testing.T) {
 	}
 	if a := s.send(t, http.MethodGet, s.blobPath(oci.FromBytes([]byte("liar"))), s.token(t, owner, getBlobNSID), nil); a.status != 404 {
 		t.Errorf("bytes that were refused are readable: %d", a.status)
+	}
+	// Begun as a stream, it is not finished in parts.
+	id, url := s.begin(t, owner)
+	s.send(t, http.MethodPatch, url, "", strings.NewReader("streamed"))
+	if a := complete(owner, id, oci.FromBytes([]byte("streamed")), e); a.errorName() != "CompletionFailed" || a.status != http.StatusConflict {
+		t.Errorf("a stream completed as parts: %d %s", a.status, a.body)
 	}
 	var target atcr.HoldGetPartUploadUrlOutput
 	id, _ = s.begin(t, owner)
@@ -558,5 +613,13 @@ func TestStarts(t *testing.T) {
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	fresh := s.config
+	fresh.Owner, fresh.DatabaseDir, fresh.KeyPath = "", t.TempDir(), filepath.Join(t.TempDir(), "key")
+	if _, err := Open(t.Context(), fresh, slog.New(slog.DiscardHandler), nil); !errors.Is(err, errNoOwner) {
+		t.Errorf("no owner: %v", err)
+	}
+	if _, err := os.Stat(fresh.KeyPath); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a start that was refused left a key: %v", err)
 	}
 }

@@ -224,8 +224,12 @@ func TestCollect(t *testing.T) {
 	t.Parallel()
 	p, c := newPeople(t), &clock{}
 	s := startHold(t, p, func(config *Config) { open(config); c.set(config) })
-	named, unnamed := s.push(t, writer, []byte("named")), s.push(t, writer, []byte("unnamed"))
-	c.advance(upload.CollectAfter + time.Hour)
+	named, unnamed, asked := s.push(t, writer, []byte("named")), s.push(t, writer, []byte("unnamed")), s.push(t, writer, []byte("asked for"))
+	c.advance(upload.CollectAfter - time.Hour)
+	if a := s.send(t, http.MethodHead, s.blobPath(asked), "", nil); a.status != 200 {
+		t.Fatal(a.status)
+	}
+	c.advance(2 * time.Hour)
 	if _, err := s.Collect(t.Context(), false, nil); err == nil {
 		t.Fatal("a hold that nobody told of any manifest collects")
 	}
@@ -239,12 +243,12 @@ func TestCollect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		there := s.send(t, http.MethodHead, s.blobPath(unnamed), "", nil).status == 200
+		there := s.send(t, http.MethodGet, s.blobPath(unnamed), "", nil).status == 200
 		if dryRun && (got.Blobs != 1 || got.Bytes != 7 || seen[0].Digest != unnamed || seen[0].Owner != writer || !there) || !dryRun && there {
 			t.Errorf("dry run %v: %+v %+v, there: %v", dryRun, got, seen, there)
 		}
 	}
-	for _, d := range []oci.Digest{named, young} {
+	for _, d := range []oci.Digest{named, young, asked} {
 		if a := s.send(t, http.MethodGet, s.blobPath(d), "", nil); a.status != 200 {
 			t.Errorf("%s: %d", d, a.status)
 		}

@@ -113,6 +113,7 @@ func TestPresignedParts(t *testing.T) {
 	if a := s.send(t, http.MethodGet, get.header.Get("Location"), "", nil); a.body != string(data) {
 		t.Errorf("%d %q", a.status, a.body)
 	}
+	testPresignedLists(t, s)
 	wrong := oci.FromBytes([]byte("claimed"))
 	if a := upload("wrong", []byte("other bytes"), wrong); a.errorName() != "InvalidDigest" {
 		t.Errorf("%d %s", a.status, a.body)
@@ -148,5 +149,55 @@ func TestS3ThroughTheHold(t *testing.T) {
 	}
 	if a := s.send(t, http.MethodGet, s.blobPath(known), token, nil); !known.Matches([]byte(a.body)) {
 		t.Errorf("%d, %d bytes", a.status, len(a.body))
+	}
+}
+
+// testPresignedLists names parts that were not sent, twice, with another etag, after the end, and too small ones.
+func testPresignedLists(t *testing.T, s *server) {
+	t.Helper()
+	id, _ := s.begin(t, owner)
+	part := func(number int, data []byte) atcr.HoldCompleteUploadPart {
+		t.Helper()
+		var target atcr.HoldGetPartUploadUrlOutput
+		s.call(t, owner, atcr.HoldGetPartUploadUrlNSID, map[string]any{"uploadId": id, "partNumber": number}).json(t, &target)
+		a := s.send(t, http.MethodPut, target.Url, "", bytes.NewReader(data))
+		if a.status != 200 {
+			t.Fatalf("part %d: %d %s", number, a.status, a.body)
+		}
+		return atcr.HoldCompleteUploadPart{PartNumber: int64(number), Etag: a.header.Get("ETag")}
+	}
+	complete := func(d oci.Digest, parts ...atcr.HoldCompleteUploadPart) answer {
+		return s.call(t, owner, atcr.HoldCompleteUploadNSID, atcr.HoldCompleteUploadInput{UploadId: id, Digest: d.String(), Parts: parts})
+	}
+	first, last := bytes.Repeat([]byte("f"), 5<<20), []byte("last")
+	d := oci.FromBytes(append(bytes.Clone(first), last...))
+	one, two := part(1, first), part(2, last)
+	another := one
+	another.Etag = `"00000000000000000000000000000000"`
+	for name, test := range map[string]struct {
+		parts []atcr.HoldCompleteUploadPart
+		want  string
+	}{
+		"none":         {nil, "MissingParts"},
+		"never sent":   {[]atcr.HoldCompleteUploadPart{one, {PartNumber: 3, Etag: two.Etag}}, "MissingParts"},
+		"named twice":  {[]atcr.HoldCompleteUploadPart{one, one, two}, "MissingParts"},
+		"another etag": {[]atcr.HoldCompleteUploadPart{another, two}, "MissingParts"},
+	} {
+		if a := complete(d, test.parts...); a.errorName() != test.want || a.status != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+	}
+	for range 2 { // idempotent, and the refusals above ended nothing
+		if a := complete(d, two, one); a.status != 200 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	}
+	if a := s.call(t, owner, atcr.HoldGetPartUploadUrlNSID, map[string]any{"uploadId": id, "partNumber": 3}); a.errorName() != "InvalidUploadId" {
+		t.Errorf("after the end: %d %s", a.status, a.body)
+	}
+	id, _ = s.begin(t, owner)
+	small := []atcr.HoldCompleteUploadPart{part(1, []byte("small")), part(2, []byte("too"))}
+	if a := complete(oci.FromBytes([]byte("smalltoo")), small...); a.errorName() != "CompletionFailed" || a.status != http.StatusBadRequest || !strings.Contains(a.body, "5 MiB") {
+		t.Errorf("parts too small: %d %s", a.status, a.body)
 	}
 }

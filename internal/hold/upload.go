@@ -1,6 +1,7 @@
 package hold
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
+	"atcr.io/internal/sqldb"
 	"atcr.io/internal/upload"
 	"atcr.io/internal/xrpc"
 )
@@ -54,7 +56,7 @@ func (h *Hold) initiateUpload(w http.ResponseWriter, r *http.Request) error {
 	// The digest may be a placeholder, so only its algorithm is believed.
 	session, err := h.uploads.Begin(r.Context(), did, upload.BeginOptions{Location: in.Location, Algorithm: digest.Algorithm()})
 	if err != nil {
-		return uploadError(err)
+		return uploadError(err, uploadFailed)
 	}
 	xrpc.WriteJSON(w, http.StatusOK, atcr.HoldInitiateUploadOutput{UploadId: session.ID, UploadUrl: upload.URL(h.config.PublicURL, session.Secret)})
 	return nil
@@ -78,7 +80,7 @@ func (h *Hold) getPartUploadURL(w http.ResponseWriter, r *http.Request) error {
 		out.Url = h.config.PublicURL + "/xrpc/" + atcr.HoldUploadPartNSID
 		out.Headers = map[string]string{"X-Upload-Id": in.UploadId, "X-Part-Number": strconv.FormatInt(in.PartNumber, 10)}
 	default:
-		return uploadError(err)
+		return uploadError(err, uploadFailed)
 	}
 	xrpc.WriteJSON(w, http.StatusOK, out)
 	return nil
@@ -95,7 +97,7 @@ func (h *Hold) uploadPart(w http.ResponseWriter, r *http.Request) error {
 	}
 	etag, err := h.uploads.PutPart(r.Context(), did, r.Header.Get("X-Upload-Id"), number, httpx.ProgressBody(w, r))
 	if err != nil {
-		return uploadError(err)
+		return uploadError(err, uploadFailed)
 	}
 	xrpc.WriteJSON(w, http.StatusOK, atcr.HoldUploadPartOutput{Etag: etag})
 	return nil
@@ -120,7 +122,7 @@ func (h *Hold) completeUpload(w http.ResponseWriter, r *http.Request) error {
 	}
 	blob, err := h.uploads.Complete(r.Context(), did, in.UploadId, digest, parts)
 	if err != nil {
-		return uploadError(err)
+		return uploadError(err, "CompletionFailed")
 	}
 	xrpc.WriteJSON(w, http.StatusOK, atcr.HoldCompleteUploadOutput{Status: "completed", Digest: blob.Digest.String()})
 	return nil
@@ -136,7 +138,7 @@ func (h *Hold) abortUpload(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if err := h.uploads.Cancel(r.Context(), did, in.UploadId); err != nil {
-		return uploadError(err)
+		return uploadError(err, "AbortFailed")
 	}
 	xrpc.WriteJSON(w, http.StatusOK, atcr.HoldAbortUploadOutput{Status: "aborted"})
 	return nil
@@ -151,7 +153,11 @@ func parseDigest(s string) (oci.Digest, error) {
 	return d, nil
 }
 
-// uploadErrors says what each error of an upload is in the methods' own words.
+// uploadFailed is the general failure of uploadPart, and of what comes before the parts.
+const uploadFailed = "UploadFailed"
+
+// uploadErrors says what each error of an upload is in the methods' own words; without a name it is the
+// method's general failure.
 var uploadErrors = []struct {
 	err    error
 	status int
@@ -159,30 +165,35 @@ var uploadErrors = []struct {
 }{
 	{upload.ErrUnknown, http.StatusNotFound, "InvalidUploadId"},
 	{upload.ErrPartNumber, http.StatusBadRequest, "InvalidPartNumber"},
-	{upload.ErrPartDiffers, http.StatusBadRequest, "UploadFailed"},
+	{upload.ErrPartDiffers, http.StatusBadRequest, ""},
 	{upload.ErrMissingParts, http.StatusBadRequest, "MissingParts"},
 	{upload.ErrDigestMismatch, http.StatusBadRequest, "InvalidDigest"},
 	{upload.ErrAlgorithm, http.StatusBadRequest, "InvalidDigest"},
-	{upload.ErrMixed, http.StatusConflict, "UploadFailed"},
-	{upload.ErrBusy, http.StatusConflict, "UploadFailed"},
+	{upload.ErrMixed, http.StatusConflict, ""},
+	{upload.ErrBusy, http.StatusConflict, ""},
 	{upload.ErrQuota, http.StatusForbidden, "QuotaExceeded"},
-	{upload.ErrTooLarge, http.StatusRequestEntityTooLarge, "UploadFailed"},
+	{upload.ErrTooLarge, http.StatusRequestEntityTooLarge, ""},
 	{upload.ErrTooManyOpen, http.StatusTooManyRequests, "RateLimitExceeded"},
 	{upload.ErrInvalid, http.StatusBadRequest, "InvalidRequest"},
-	{upload.ErrClosed, http.StatusServiceUnavailable, "UploadFailed"},
-	{blobstore.ErrNoSpace, http.StatusInsufficientStorage, "UploadFailed"},
-	{httpx.ErrTooSlow, http.StatusRequestTimeout, "UploadFailed"},
-	{upload.ErrBrokenOff, http.StatusBadRequest, "UploadFailed"},
+	{upload.ErrClosed, http.StatusServiceUnavailable, ""},
+	{blobstore.ErrNoSpace, http.StatusInsufficientStorage, ""},
+	{blobstore.ErrPartTooSmall, http.StatusBadRequest, ""},
+	{sqldb.ErrFull, http.StatusInsufficientStorage, ""},
+	{httpx.ErrTooSlow, http.StatusRequestTimeout, ""},
+	{upload.ErrBrokenOff, http.StatusBadRequest, ""},
 }
 
-// uploadError puts an upload's error into the methods' words. The sentinel's own text is for callers; what
-// wraps it is for the log.
-func uploadError(err error) error {
+// uploadError puts an upload's error into the words of a method whose general failure is called failure. The
+// sentinel's own text is for callers; what wraps it is for the log.
+func uploadError(err error, failure string) error {
 	for _, e := range uploadErrors {
 		if !errors.Is(err, e.err) {
 			continue
 		}
 		out := &xrpc.Error{Status: e.status, Name: e.name, Message: e.err.Error(), Err: err}
+		if out.Name == "" {
+			out.Name = failure
+		}
 		if next, ok := errors.AsType[*upload.PartNumberError](err); ok {
 			out.Message = next.Error()
 		}
@@ -191,5 +202,8 @@ func uploadError(err error) error {
 		}
 		return out
 	}
-	return err
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err // the caller is gone
+	}
+	return &xrpc.Error{Status: http.StatusInternalServerError, Name: failure, Message: "the hold could not do that: its operator finds the reason in its log", Err: err}
 }

@@ -15,7 +15,8 @@ import (
 	"runtime"
 	"sync"
 
-	_ "modernc.org/sqlite" // the driver, without cgo
+	"modernc.org/sqlite" // the driver, without cgo
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // ErrNewerSchema says that the database was written by a newer version of the program.
@@ -23,6 +24,9 @@ var ErrNewerSchema = errors.New("the database was written by a newer version")
 
 // ErrCorrupt says that SQLite found the file damaged or no database at all.
 var ErrCorrupt = errors.New("the database file is damaged")
+
+// ErrFull says that the disk has no room for what was to be written. Nothing was.
+var ErrFull = errors.New("the disk of the database is full")
 
 // DB is one SQLite file in WAL mode. Writers wait for each other in the process, not in SQLite,
 // where waiting is polling. Safe for concurrent use.
@@ -119,12 +123,20 @@ func (db *DB) write(ctx context.Context, pool *sql.DB, fn func(tx *sql.Tx) error
 	}
 	defer func() { _ = tx.Rollback() }() // after Commit it does nothing
 	if err := fn(tx); err != nil {
-		return err
+		return full(err)
 	}
 	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
+		return full(fmt.Errorf("commit: %w", err))
 	}
 	return nil
+}
+
+// full names the one failure of SQLite's that callers pass on in words.
+func full(err error) error {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code()&0xff == sqlite3.SQLITE_FULL {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return err
 }
 
 // Reader is the pool for queries. It cannot write. A query that began sees no later write.

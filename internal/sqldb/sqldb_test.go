@@ -165,3 +165,30 @@ func TestCopyTo(t *testing.T) {
 		t.Errorf("%d %v", v, err)
 	}
 }
+
+// Would catch a full disk that is told as some failure of the program's.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	db := open(t, filepath.Join(t.TempDir(), "db"))
+	err := db.Write(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.Exec("CREATE TABLE x (a BLOB) STRICT")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Write(t.Context(), func(tx *sql.Tx) error {
+		if _, err := tx.Exec("PRAGMA max_page_count = 16"); err != nil {
+			return err
+		}
+		_, err := tx.Exec("INSERT INTO x VALUES (zeroblob(1000000))")
+		return err
+	})
+	if !errors.Is(err, sqldb.ErrFull) {
+		t.Errorf("%v", err)
+	}
+	var n int
+	if err := db.Reader().QueryRow("SELECT count(*) FROM x").Scan(&n); err != nil || n != 0 {
+		t.Errorf("%d rows, %v", n, err)
+	}
+}

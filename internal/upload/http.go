@@ -11,6 +11,7 @@ import (
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
+	"atcr.io/internal/sqldb"
 )
 
 // PathPrefix is where Handler is to be mounted; behind it comes a session's secret.
@@ -221,6 +222,7 @@ var translations = []struct {
 	{ErrTooLarge, oci.Error{Code: oci.CodeSizeInvalid, Status: http.StatusRequestEntityTooLarge, Message: "the blob is larger than this hold takes"}},
 	{ErrClosed, *oci.Unavailable(http.StatusServiceUnavailable, nil, "the hold is restarting: go on in a moment")},
 	{blobstore.ErrNoSpace, *oci.Unavailable(http.StatusInsufficientStorage, nil, "the hold's storage is full: tell its owner")},
+	{sqldb.ErrFull, *oci.Unavailable(http.StatusInsufficientStorage, nil, "the hold's disk is full: tell its owner")},
 	{httpx.ErrTooSlow, oci.Error{Code: oci.CodeBlobUploadInvalid, Status: http.StatusRequestTimeout, Message: "the bytes came too slowly; what came is kept"}},
 	{ErrBrokenOff, oci.Error{Code: oci.CodeBlobUploadInvalid, Message: "the bytes broke off; what came is kept"}},
 }

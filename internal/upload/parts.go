@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
@@ -167,7 +168,9 @@ func (u *Uploads) appendPart(ctx context.Context, s *session, body io.Reader, me
 func (u *Uploads) spoolPart(ctx context.Context, s *session, number int, body io.Reader) (part, error) {
 	in := newSummed(body)
 	file, err := os.CreateTemp(u.cfg.SpoolDir, "atcr-part-*")
-	if err == nil {
+	if err != nil {
+		err = spoolError(err)
+	} else {
 		if err = os.Remove(file.Name()); err == nil {
 			err = u.fillSpool(ctx, s, file, in)
 		}
@@ -197,6 +200,14 @@ func (u *Uploads) spoolPart(ctx context.Context, s *session, number int, body io
 }
 
 var errSpoolFull = errors.New("too much waits for its turn")
+
+// spoolError tells a full disk from other failures of the spool.
+func spoolError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: put part aside: %w", blobstore.ErrNoSpace, err)
+	}
+	return fmt.Errorf("put part aside: %w", err)
+}
 
 // fillSpool copies to file, within the limits and asking the quota.
 func (u *Uploads) fillSpool(ctx context.Context, s *session, file *os.File, body io.Reader) error {
@@ -230,7 +241,7 @@ func (u *Uploads) fillSpool(ctx context.Context, s *session, file *os.File, body
 			}
 		}
 		if _, werr := file.Write(buffer[:n]); werr != nil {
-			return fmt.Errorf("put part aside: %w", werr)
+			return spoolError(werr)
 		}
 		if err == io.EOF {
 			return nil

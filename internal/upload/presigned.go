@@ -32,12 +32,12 @@ func (u *Uploads) PartURL(ctx context.Context, owner syntax.DID, id string, numb
 	if err != nil {
 		return "", nil, err
 	}
+	if number < 1 || number > maxPartNumber {
+		return "", nil, fmt.Errorf("%w: part numbers are 1 to %d", ErrPartNumber, maxPartNumber)
+	}
 	store, ok := u.store.(blobstore.Multipart)
 	if !ok || u.cfg.NoPresign {
 		return "", nil, ErrNoPresign
-	}
-	if number < 1 || number > maxPartNumber {
-		return "", nil, fmt.Errorf("%w: part numbers are 1 to %d", ErrPartNumber, maxPartNumber)
 	}
 	if err := u.enter(); err != nil {
 		return "", nil, err

@@ -188,7 +188,14 @@ func (r *rig) walk() {
 		}
 		object, err := r.store.Open(r.t.Context(), key)
 		if err != nil {
-			r.t.Fatalf("a row without its object: %s at %s: %v", digest, key, err)
+			var still int // the loop in the background deletes the row, and then the object, of what was joined in vain
+			if e := r.sql.Reader().QueryRow(`SELECT count(*) FROM blob WHERE digest = ? AND key = ?`, digest, key).Scan(&still); e != nil {
+				r.t.Fatal(e)
+			}
+			if still > 0 {
+				r.t.Fatalf("a row without its object: %s at %s: %v", digest, key, err)
+			}
+			continue
 		}
 		data, err := io.ReadAll(object)
 		if err != nil {

@@ -165,6 +165,8 @@ func translate(err error) error {
 	switch r := minio.ToErrorResponse(err); {
 	case r.Code == "NoSuchKey" || r.Code == "NoSuchUpload" || r.Code == "InvalidPart" || r.Code == "NotFound":
 		return fmt.Errorf("%w: %w", blobstore.ErrNotFound, err)
+	case r.Code == "EntityTooSmall":
+		return fmt.Errorf("%w: %w", blobstore.ErrPartTooSmall, err)
 	case r.Code == "NoSuchBucket":
 		return fmt.Errorf("%w: %w", blobstore.ErrNoBucket, err)
 	case r.Code == "QuotaExceeded" || r.Code == "XMinioStorageFull" || r.Code == "InsufficientCapacity" || r.StatusCode == http.StatusInsufficientStorage:
