@@ -1,9 +1,9 @@
 // Package devnet is a local atproto network in one process, for the demo and for tests: a did:plc directory
 // and a PDS with accounts.
 //
-// It owns identities, passwords, sessions and service tokens; the repos themselves are internal/pds, the
-// same code that a hold runs. It refuses to be a PDS for people: no OAuth, no mail, no relay, passwords in
-// the clear. No daemon links it.
+// It owns identities, passwords, OAuth, sessions and service tokens; the repos themselves are internal/pds, the
+// same code that a hold runs. It refuses to be a PDS for people: no mail, no relay, passwords in the clear. No
+// daemon links it.
 package devnet
 
 import (
@@ -37,6 +37,8 @@ type Config struct {
 	// identifier and address.
 	RateLimits bool
 	Logger     *slog.Logger
+	// OAuthClients fetches what OAuth clients say of themselves, where their names do not lead to them.
+	OAuthClients *http.Client
 	// Now replaces the clock.
 	Now func() time.Time
 }
@@ -57,6 +59,7 @@ type Network struct {
 	Accounts []Account
 	// PDS and PLC make the servers misbehave.
 	PDS, PLC Faults
+	OAuth    *OAuth
 
 	dir       string
 	temporary bool
@@ -125,6 +128,7 @@ func (n *Network) start(ctx context.Context, c Config) (err error) {
 		return errors.Join(err, onPDS.Close(), onPLC.Close())
 	}
 	s.makeRepo = n.repos.create
+	n.OAuth = newOAuth(s, c.OAuthClients)
 	n.serve(c.Logger, s, onPDS, onPLC)
 	return n.openAccounts(ctx, c.Accounts, s)
 }
@@ -162,11 +166,14 @@ func (n *Network) serve(logger *slog.Logger, s *server, onPDS, onPLC net.Listene
 	mux := http.NewServeMux()
 	mux.Handle("GET /.well-known/atproto-did", adapter.Wrap("atproto-did", xrpc.WriteError, s.getAtprotoDID))
 	mux.Handle("/xrpc/", pds.Serve(adapter, append(s.routes(), n.repos.host.Routes()...)))
+	mux.Handle("/oauth/", n.OAuth.handler)
+	mux.Handle("/.well-known/oauth-protected-resource", n.OAuth.handler)
+	mux.Handle("/.well-known/oauth-authorization-server", n.OAuth.handler)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.stop, n.stopped = cancel, make(chan error, 1)
 	go func() {
 		n.stopped <- httpx.Serve(ctx, logger, shutdownGrace,
-			httpx.Endpoint{Server: httpx.NewServer(n.PDS.wrap(mux), logger), Listener: onPDS},
+			httpx.Endpoint{Server: httpx.NewServer(n.PDS.wrap(n.OAuth.guard(mux)), logger), Listener: onPDS},
 			httpx.Endpoint{Server: httpx.NewServer(n.PLC.wrap(n.directory.handler(adapter)), logger), Listener: onPLC})
 	}()
 }

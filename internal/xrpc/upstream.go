@@ -122,7 +122,7 @@ func (u Upstream) Bytes(ctx context.Context, c UpstreamCall) ([]byte, http.Heade
 	}
 	body, err := httpx.ReadLimited(res.Body, limit)
 	if err != nil {
-		return nil, nil, transportError(c, err)
+		return nil, nil, TransportError(c.Base, c.NSID, err)
 	}
 	return body, res.Header, nil
 }
@@ -131,19 +131,19 @@ func (u Upstream) Bytes(ctx context.Context, c UpstreamCall) ([]byte, http.Heade
 func (u Upstream) Do(ctx context.Context, c UpstreamCall) (*http.Response, error) {
 	req, err := c.request(ctx)
 	if err != nil {
-		e := transportError(c, err)
+		e := TransportError(c.Base, c.NSID, err)
 		e.Invalid = true
 		return nil, e
 	}
 	res, err := u.Client.Do(req)
 	if err != nil {
-		return nil, transportError(c, err)
+		return nil, TransportError(c.Base, c.NSID, err)
 	}
 	if res.StatusCode >= 200 && res.StatusCode < 300 {
 		return res, nil
 	}
 	defer func() { _ = res.Body.Close() }()
-	return nil, answerError(c, res)
+	return nil, AnswerError(c.Base, c.NSID, res)
 }
 
 func (c *UpstreamCall) request(ctx context.Context) (*http.Request, error) {
@@ -176,8 +176,10 @@ func (c *UpstreamCall) request(ctx context.Context) (*http.Request, error) {
 	return req, nil
 }
 
-func transportError(c UpstreamCall, err error) *UpstreamError {
-	e := &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Err: err}
+// TransportError tells of a request to base that got no answer, or none that could be read whole. what names
+// the method.
+func TransportError(base, what string, err error) *UpstreamError {
+	e := &UpstreamError{Host: HostOf(base), NSID: what, Err: err}
 	if urlErr, ok := errors.AsType[*url.Error](err); ok {
 		e.Err = urlErr.Err // without the URL, which may hold a secret
 	}
@@ -192,8 +194,10 @@ const (
 	maxErrorMessage = 300
 )
 
-func answerError(c UpstreamCall, res *http.Response) *UpstreamError {
-	e := &UpstreamError{Host: HostOf(c.Base), NSID: c.NSID, Status: res.StatusCode, RetryAfter: retryAfter(res)}
+// AnswerError tells of an answer that is no success, with the server's words where it says them in XRPC's
+// form or in OAuth's. The body is read, not closed.
+func AnswerError(base, what string, res *http.Response) *UpstreamError {
+	e := &UpstreamError{Host: HostOf(base), NSID: what, Status: res.StatusCode, RetryAfter: retryAfter(res)}
 	e.Invalid = res.StatusCode < 400 // a redirect, or stranger
 	if e.Invalid {
 		e.Err = errors.New("the server redirects")
@@ -203,8 +207,14 @@ func answerError(c UpstreamCall, res *http.Response) *UpstreamError {
 	if err != nil {
 		return e
 	}
-	var envelope struct{ Error, Message string }
+	var envelope struct {
+		Error, Message string
+		Description    string `json:"error_description"`
+	}
 	if json.Unmarshal(body, &envelope) == nil {
+		if envelope.Message == "" {
+			envelope.Message = envelope.Description
+		}
 		e.Name, e.Message = clean(envelope.Error, 64), clean(envelope.Message, maxErrorMessage)
 	}
 	return e
