@@ -65,7 +65,9 @@ func (c *Claims) Names(name string) bool {
 // Config is what an Issuer needs.
 type Config struct {
 	// Secret is what the signing key is derived from; processes with the same one accept each other's tokens.
-	Secret   []byte
+	Secret []byte
+	// Accepted are secrets before or after it, whose tokens are good too: so a key is replaced without a break.
+	Accepted [][]byte
 	Issuer   string
 	Audience string
 	Lifetime time.Duration
@@ -77,14 +79,35 @@ type Issuer struct {
 	config   Config
 	private  ed25519.PrivateKey
 	public   ed25519.PublicKey
+	keys     jwt.VerificationKeySet // never from a token: jwk, jku, x5u and kid of its header are not read
 	parser   *jwt.Parser
 	verified *lru.Cache[[sha256.Size]byte, *Claims]
 }
 
-// New derives the Ed25519 key from c.Secret, which must have at least 32 bytes.
-func New(c Config) (*Issuer, error) {
-	if len(c.Secret) < 32 {
+func derive(secret []byte) (ed25519.PrivateKey, error) {
+	if len(secret) < 32 {
 		return nil, errors.New("regtoken: the secret is shorter than 32 bytes")
+	}
+	seed, err := hkdf.Key(sha256.New, secret, nil, "atcr registry token, ed25519", ed25519.SeedSize)
+	if err != nil {
+		return nil, fmt.Errorf("regtoken: derive key: %w", err)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
+}
+
+// New derives the Ed25519 keys from c.Secret and c.Accepted, which must have at least 32 bytes each.
+func New(c Config) (*Issuer, error) {
+	private, err := derive(c.Secret)
+	if err != nil {
+		return nil, err
+	}
+	keys := []jwt.VerificationKey{private.Public()}
+	for _, secret := range c.Accepted {
+		other, err := derive(secret)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, other.Public())
 	}
 	if c.Issuer == "" || c.Audience == "" || c.Lifetime <= 0 {
 		return nil, errors.New("regtoken: issuer, audience and lifetime are required")
@@ -92,17 +115,12 @@ func New(c Config) (*Issuer, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	seed, err := hkdf.Key(sha256.New, c.Secret, nil, "atcr registry token, ed25519", ed25519.SeedSize)
-	if err != nil {
-		return nil, fmt.Errorf("regtoken: derive key: %w", err)
-	}
 	verified, err := lru.New[[sha256.Size]byte, *Claims](verifiedTokens)
 	if err != nil {
 		return nil, fmt.Errorf("regtoken: %w", err)
 	}
-	private := ed25519.NewKeyFromSeed(seed)
 	return &Issuer{
-		config: c, private: private, public: private.Public().(ed25519.PublicKey), verified: verified,
+		config: c, private: private, public: private.Public().(ed25519.PublicKey), keys: jwt.VerificationKeySet{Keys: keys}, verified: verified,
 		parser: jwt.NewParser(
 			jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithIssuer(c.Issuer), jwt.WithAudience(c.Audience),
 			jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(clockLeeway), jwt.WithTimeFunc(c.Now), jwt.WithStrictDecoding(),
@@ -159,7 +177,7 @@ func (i *Issuer) Verify(token string) (*Claims, error) {
 		if t.Header["typ"] != tokenType {
 			return nil, errors.New("the token is of another type")
 		}
-		return i.public, nil
+		return i.keys, nil
 	})
 	if err != nil || !parsed.Valid {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)

@@ -153,6 +153,62 @@ func TestForgeries(t *testing.T) {
 	}
 }
 
+// Would catch a key that is taken from the token itself: whoever made it chose that one.
+func TestKeysInHeadersAreNotRead(t *testing.T) {
+	t.Parallel()
+	i := newIssuer(t, nil)
+	claims := wireClaims{RegisteredClaims: jwt.RegisteredClaims{
+		Issuer: "https://atcr.test", Audience: jwt.ClaimStrings{"atcr.test"}, Subject: "did:plc:abc",
+		IssuedAt: jwt.NewNumericDate(start), ExpiresAt: jwt.NewNumericDate(start.Add(time.Minute)),
+	}}
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwk := map[string]any{"kty": "OKP", "crv": "Ed25519", "x": base64.RawURLEncoding.EncodeToString(public)}
+	for name, value := range map[string]any{
+		"jwk": jwk, "jku": "https://evil.test/keys", "x5u": "https://evil.test/cert", "x5c": []string{"MIIB"}, "kid": "../../dev/null",
+	} {
+		for key, wanted := range map[*ed25519.PrivateKey]bool{&private: false, &i.private: true} {
+			token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
+			token.Header["typ"], token.Header[name] = tokenType, value
+			signed, err := token.SignedString(*key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := i.Verify(signed); (err == nil) != wanted {
+				t.Errorf("%s, signed by us %v: %v", name, wanted, err)
+			}
+		}
+	}
+}
+
+// Would catch a change of keys that ends tokens before their time, and a key that goes on after it was taken away.
+func TestTwoKeys(t *testing.T) {
+	t.Parallel()
+	old, next := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)
+	issuer := func(secret []byte, accepted ...[]byte) *Issuer {
+		return newIssuer(t, func(c *Config) { c.Secret, c.Accepted = secret, accepted })
+	}
+	before, during, after := issuer(old, next), issuer(next, old), issuer(next)
+	ofOld, ofNext := sign(t, before, Claims{Access: pull}), sign(t, during, Claims{Access: pull})
+	for what, tt := range map[string]struct {
+		issuer *Issuer
+		token  string
+		good   bool
+	}{
+		"old, before": {before, ofOld, true}, "next, before": {before, ofNext, true}, "old, during": {during, ofOld, true},
+		"next, during": {during, ofNext, true}, "old, after": {after, ofOld, false}, "next, after": {after, ofNext, true},
+	} {
+		if _, err := tt.issuer.Verify(tt.token); (err == nil) != tt.good {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := New(Config{Secret: old, Accepted: [][]byte{{1}}, Issuer: "i", Audience: "a", Lifetime: time.Minute}); err == nil {
+		t.Error("a short secret is taken")
+	}
+}
+
 // Would catch scopes read by the wrong colon, unknown actions that are granted, and unbounded ones.
 func TestParseScopes(t *testing.T) {
 	t.Parallel()

@@ -56,8 +56,10 @@ type Session struct {
 
 // Config is what Open needs.
 type Config struct {
-	// Secret encrypts tokens and keys the hash of passwords, at least 32 bytes. Another one ends all sessions.
-	Secret []byte
+	// Secret encrypts tokens and keys the hash of passwords, at least 32 bytes. Another one ends all sessions,
+	// where it is not among Accepted of the next: what was encrypted with those is read too.
+	Secret   []byte
+	Accepted [][]byte
 	// Client calls PDSes: guarded, with a timeout, following no redirects.
 	Client *http.Client
 	// AllowMainPassword accepts main passwords.
@@ -96,7 +98,7 @@ func Open(ctx context.Context, db *sqldb.DB, c Config) (*Store, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	v, err := newVault(c.Secret)
+	v, err := newVault(c.Secret, c.Accepted...)
 	if err != nil {
 		return nil, err
 	}

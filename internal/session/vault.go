@@ -15,19 +15,33 @@ import (
 
 // vault encrypts what is kept, and hashes passwords, with keys of its own derived from the secret.
 type vault struct {
-	aead        cipher.AEAD
-	passwordKey []byte
+	aeads       []cipher.AEAD // the first seals, all open
+	passwordKey []byte        // of the first: after a change of secrets a password opens a new session
 }
 
-func newVault(secret []byte) (*vault, error) {
+// newVault derives the keys. secret is used; what was sealed with one of accepted opens too.
+func newVault(secret []byte, accepted ...[]byte) (*vault, error) {
+	v := &vault{}
+	for _, s := range append([][]byte{secret}, accepted...) {
+		aead, err := newAEAD(s)
+		if err != nil {
+			return nil, err
+		}
+		v.aeads = append(v.aeads, aead)
+	}
+	var err error
+	v.passwordKey, err = hkdf.Key(sha256.New, secret, nil, "atcr session password hash", 32)
+	if err != nil {
+		return nil, fmt.Errorf("session: %w", err)
+	}
+	return v, nil
+}
+
+func newAEAD(secret []byte) (cipher.AEAD, error) {
 	if len(secret) < 32 {
 		return nil, errors.New("session: the secret is shorter than 32 bytes")
 	}
 	tokenKey, err := hkdf.Key(sha256.New, secret, nil, "atcr session tokens, aes-256-gcm", 32)
-	if err != nil {
-		return nil, fmt.Errorf("session: %w", err)
-	}
-	passwordKey, err := hkdf.Key(sha256.New, secret, nil, "atcr session password hash", 32)
 	if err != nil {
 		return nil, fmt.Errorf("session: %w", err)
 	}
@@ -39,7 +53,7 @@ func newVault(secret []byte) (*vault, error) {
 	if err != nil {
 		return nil, fmt.Errorf("session: %w", err)
 	}
-	return &vault{aead: aead, passwordKey: passwordKey}, nil
+	return aead, nil
 }
 
 // passwordHash finds a session again by its password. Without the secret it tells nothing, and with it no
@@ -63,11 +77,16 @@ func (v *vault) seal(id string, did syntax.DID, t sealedTokens) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	return v.aead.Seal(nil, nil, plain, []byte(id+"\x00"+did.String())), nil
+	return v.aeads[0].Seal(nil, nil, plain, []byte(id+"\x00"+did.String())), nil
 }
 
 func (v *vault) open(id string, did syntax.DID, sealed []byte) (t sealedTokens, err error) {
-	plain, err := v.aead.Open(nil, nil, sealed, []byte(id+"\x00"+did.String()))
+	var plain []byte
+	for _, aead := range v.aeads {
+		if plain, err = aead.Open(nil, nil, sealed, []byte(id+"\x00"+did.String())); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		return t, err
 	}
