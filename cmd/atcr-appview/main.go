@@ -14,6 +14,7 @@ var command = daemon.Command[appview.Config]{
 	Name:     "atcr-appview",
 	About:    "atcr-appview is the registry that docker and other clients talk to.",
 	Prefix:   appview.Prefix,
+	Subs:     commands,
 	LogLevel: func(c appview.Config) string { return c.LogLevel },
 	Serve: func(ctx context.Context, c appview.Config, logger *slog.Logger) error {
 		return appview.Run(ctx, c, appview.Options{Logger: logger})

@@ -7,15 +7,18 @@
 package appview
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,7 +43,10 @@ type AppView struct {
 	db       *sqldb.DB
 	registry *registry.Server
 	outbox   *outbox.Outbox
+	pulls    *pulls
 	mux      *http.ServeMux
+	stop     context.CancelFunc // of what runs in the background
+	running  sync.WaitGroup
 }
 
 // Open makes an AppView of a validated config. reg may be nil.
@@ -56,7 +62,7 @@ func open(ctx context.Context, config Config, logger *slog.Logger, reg prometheu
 	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
 		return nil, fmt.Errorf("ATCR_DATABASE_DIR: %w", err)
 	}
-	secret, err := loadSecret(config.SecretKeyFile)
+	secrets, err := loadSecrets(config.SecretKeyFile)
 	if err != nil {
 		return nil, err
 	}
@@ -65,42 +71,82 @@ func open(ctx context.Context, config Config, logger *slog.Logger, reg prometheu
 		return nil, err
 	}
 	a := &AppView{config: config, logger: logger, db: db}
-	if err := a.wire(ctx, secret, reg, now); err != nil {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	a.stop = stop
+	if err := a.wire(ctx, background, secrets, reg, now); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil
 }
 
-func (a *AppView) wire(ctx context.Context, secret []byte, reg prometheus.Registerer, now clock) error {
+// every runs step again and again until the AppView is closed.
+func (a *AppView) every(ctx context.Context, pause time.Duration, step func(context.Context)) {
+	a.running.Go(func() {
+		tick := time.NewTicker(pause)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				step(ctx)
+			}
+		}
+	})
+}
+
+// wire makes everything. ctx is that of opening, background ends with Close.
+func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg prometheus.Registerer, now clock) error {
 	c := a.config
 	directory := identity.New(identity.Config{
 		PLCURL: c.PLCURL, HandleResolverURL: c.HandleResolverURL, AllowPrivate: c.TestMode, UserAgent: userAgent, Logger: a.logger,
 	})
-	guarded := httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, Timeout: callTimeout, UserAgent: userAgent})
+	guarded := httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, Timeout: cmp.Or(c.patience, callTimeout), UserAgent: userAgent})
 	upstream := xrpc.Upstream{Client: guarded}
 	sessions, err := session.Open(ctx, a.db, session.Config{
-		Secret: secret, Client: guarded, AllowMainPassword: c.AllowMainPassword, Logger: a.logger,
+		Secret: secrets[0], Accepted: secrets[1:], Client: guarded, AllowMainPassword: c.AllowMainPassword, Logger: a.logger,
 	})
 	if err != nil {
 		return err
 	}
-	tokens, err := regtoken.New(regtoken.Config{Secret: secret, Issuer: c.BaseURL, Audience: c.ServiceName, Lifetime: c.TokenExpiration})
+	tokens, err := regtoken.New(regtoken.Config{Secret: secrets[0], Accepted: secrets[1:], Issuer: c.BaseURL, Audience: c.ServiceName, Lifetime: c.TokenExpiration})
 	if err != nil {
 		return err
 	}
-	sealer, err := newSealer(secret, now)
+	sealer, err := newSealer(secrets, now)
 	if err != nil {
 		return err
 	}
 	adapter := httpx.NewAdapter(a.logger, reg, "atcr_appview")
 	people := owners{directory}
-	holds := newHolds(directory, upstream, c, now)
-	calls := &holdCalls{upstream: upstream, tokens: sessions, testMode: c.TestMode}
+	targets, err := newTargets(c.BaseURL, c.TestMode, net.DefaultResolver.LookupNetIP, now)
+	if err != nil {
+		return err
+	}
+	holds := newHolds(directory, upstream, targets, c, now)
+	calls := &holdCalls{upstream: upstream, tokens: sessions, targets: targets, again: holds.again}
 	places := newPlaces(upstream, directory, now)
 	gone, err := newDeletedBlobs(ctx, a.db, now)
 	if err != nil {
 		return err
 	}
+	blocked, err := openBlocks(ctx, a.db)
+	if err != nil {
+		return err
+	}
+	a.every(background, blocksFresh, func(ctx context.Context) {
+		if err := blocked.reload(ctx); err != nil && ctx.Err() == nil {
+			a.logger.Error("read what is blocked", "error", err)
+		}
+	})
+	own, err := newSelf(secrets[0], c.BaseURL)
+	if err != nil {
+		return err
+	}
+	if a.pulls, err = openPulls(ctx, a.db, own, holds, upstream, a.logger, now); err != nil {
+		return err
+	}
+	a.every(background, pullsEvery, a.pulls.step)
 	told := newNotifier(holds, calls, a.logger, now)
 	a.outbox, err = outbox.Open(ctx, outbox.Config{DB: a.db, Deliver: told.deliver, Logger: a.logger, Metrics: reg, Now: now, Prefix: "atcr_appview"})
 	if err != nil {
@@ -108,31 +154,36 @@ func (a *AppView) wire(ctx context.Context, secret []byte, reg prometheus.Regist
 	}
 	told.queue = a.outbox
 	manifests := &manifests{
-		notifier: told, gone: gone,
+		notifier: told, gone: gone, pulls: a.pulls,
 		upstream: upstream, owners: people, holds: holds, calls: calls, records: newRecords(upstream, directory, now), places: places,
-		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, now), sessions: sessions, clock: now,
+		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, now), sessions: sessions, clock: now, sparse: c.SparseIndexes,
 	}
 	places.manifests = manifests
-	blobs := &blobs{owners: people, holds: holds, calls: calls, places: places, gone: gone}
+	blobs := &blobs{
+		owners: people, holds: holds, calls: calls, places: places, gone: gone,
+		through: httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, UserAgent: userAgent, FollowRedirects: true}),
+	}
+	limits := newLimiter(c.RateLimit, a.clientAddress, now)
 	a.registry = registry.New(registry.Config{
-		Authorizer: &gate{tokens: tokens, owners: people, baseURL: c.BaseURL, service: c.ServiceName},
-		Manifests:  manifests,
-		Blobs:      blobs,
-		Uploads: &uploads{
+		Authorizer: &gate{tokens: tokens, owners: people, blocks: blocked, baseURL: c.BaseURL, service: c.ServiceName},
+		Manifests:  blockedManifests{manifests, blocked},
+		Blobs:      blockedBlobs{blobs, blocked},
+		Uploads: blockedUploads{&uploads{
 			owners: people, holds: holds, calls: calls, blobs: blobs, places: places, sealer: sealer, parts: newParts(calls, holds, now),
 			relay:   &relay{client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, UserAgent: userAgent}), testMode: c.TestMode},
 			baseURL: c.BaseURL, direct: c.DirectUploads, clock: now,
-		},
+		}, blocked},
+		Limiter: limits,
 		Adapter: adapter,
 	})
 	greeter := &greeter{sessions: sessions, holds: holds, logger: a.logger, clock: now}
 	token := &tokenServer{
 		directory: directory, owners: people, sessions: sessions, tokens: tokens, welcome: greeter.welcome,
-		address: a.clientAddress, service: c.ServiceName, logger: a.logger,
+		blocked: blocked.person, limits: limits, address: func(r *http.Request) string { return a.clientAddress(r).String() }, service: c.ServiceName, logger: a.logger,
 	}
 	a.mux = http.NewServeMux()
 	for pattern, h := range map[string]httpx.Handler{
-		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /{$}": a.getHome,
+		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /.well-known/did.json": own.getDocument, "GET /{$}": a.getHome,
 	} {
 		a.mux.Handle(pattern, adapter.Wrap(pattern, oci.WriteError, h))
 	}
@@ -157,10 +208,16 @@ func (a *AppView) Handler() http.Handler {
 
 // Close ends what runs in the background and closes the database. Requests must have ended.
 func (a *AppView) Close() error {
+	a.stop()
+	a.running.Wait()
 	if a.outbox != nil {
 		a.outbox.Close()
 	}
-	return a.db.Close()
+	var err error
+	if a.pulls != nil {
+		err = a.pulls.keep(context.Background()) // what was counted since the last look
+	}
+	return errors.Join(err, a.db.Close())
 }
 
 func getHealth(w http.ResponseWriter, _ *http.Request) error {
@@ -178,12 +235,15 @@ func (a *AppView) getHome(w http.ResponseWriter, _ *http.Request) error {
 
 // clientAddress is who called, by X-Forwarded-For where the call came from a trusted proxy: the last address
 // that no trusted proxy has.
-func (a *AppView) clientAddress(r *http.Request) string {
+func (a *AppView) clientAddress(r *http.Request) netip.Addr {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
-		return r.RemoteAddr
+		return netip.Addr{}
 	}
 	address := peer.Addr().Unmap()
+	if !a.trusted(address) {
+		return address
+	}
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for i := len(hops) - 1; i >= 0 && a.trusted(address); i-- {
 		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
@@ -192,7 +252,7 @@ func (a *AppView) clientAddress(r *http.Request) string {
 		}
 		address = hop.Unmap()
 	}
-	return address.String()
+	return address
 }
 
 func (a *AppView) trusted(ip netip.Addr) bool {

@@ -20,6 +20,8 @@ type blobs struct {
 	calls  *holdCalls
 	places *places
 	gone   *deletedBlobs
+	// through gets bytes that clients are not sent to: without a total timeout, with redirects.
+	through *http.Client
 }
 
 // Stat answers a caller who may push for the hold that the push goes to, so that what is there already is
@@ -115,32 +117,40 @@ func isBlobUnknown(err error) bool {
 	return ok && e.Code == oci.CodeBlobUnknown
 }
 
-// Locate is the blob's address at a public hold, which costs no call, or what a private one signs for the
-// caller.
-func (b *blobs) Locate(ctx context.Context, c registry.Caller, name oci.Name, d oci.Digest) (string, error) {
+// Locate is the blob's address at a public hold, which costs no call, or what a hold signs for the caller. Where clients
+// would take their tokens there, the bytes go through this registry.
+func (b *blobs) Locate(ctx context.Context, c registry.Caller, name oci.Name, d oci.Digest) (registry.Place, error) {
+	of, at, err := b.located(ctx, c, name, d)
+	if err != nil {
+		return registry.Place{}, err
+	}
+	if at.Public && !at.Own {
+		return registry.Place{URL: blobURL(at, of.DID, d)}, nil
+	}
+	target, err := b.calls.locate(ctx, c, at, of.DID, d)
+	if err != nil {
+		return registry.Place{}, err
+	}
+	return registry.Place{URL: target, Through: b.calls.targets.takesCredentials(target)}, nil
+}
+
+// located is the hold that has a blob for c.
+func (b *blobs) located(ctx context.Context, c registry.Caller, name oci.Name, d oci.Digest) (owner, *hold, error) {
 	of, err := b.owners.find(ctx, name.Owner)
 	if err != nil {
-		return "", err
+		return of, nil, err
 	}
 	if b.gone.has(blobKey{of.DID, name.Repository, d}) {
-		return "", unknownBlob(name, d)
+		return of, nil, unknownBlob(name, d)
 	}
 	at, err := b.placed(ctx, of, name, d)
 	if isBlobUnknown(err) && c.Push && c.Subject == of.DID.String() {
 		_, at, err = b.statForPush(ctx, c, of, name, d) // just uploaded, and no manifest names it yet
 	}
-	if err != nil {
-		return "", err
+	if err == nil && at.Successor != "" {
+		_, at, err = b.statFollowing(ctx, c, of, at, d)
 	}
-	if at.Successor != "" {
-		if _, at, err = b.statFollowing(ctx, c, of, at, d); err != nil {
-			return "", err
-		}
-	}
-	if at.Public {
-		return blobURL(at, of.DID, d), nil
-	}
-	return b.calls.locate(ctx, c, at, of.DID, d)
+	return of, at, err
 }
 
 func blobURL(at *hold, of syntax.DID, d oci.Digest) string {

@@ -30,6 +30,8 @@ type Config struct {
 	HandleResolverURL string   `env:"ATCR_HANDLE_RESOLVER_URL" doc:"A server that is asked first what DID a handle has (com.atproto.identity.resolveHandle). Empty: DNS and the handle's own host."`
 	AllowMainPassword bool     `env:"ATCR_ALLOW_MAIN_PASSWORD" default:"false" doc:"Whether people may sign in with their account's main password instead of an app password."`
 	DirectUploads     string   `env:"ATCR_DIRECT_UPLOADS" default:"auto" doc:"Whether clients send blobs straight to the hold: auto (clients known to drop credentials on the way: containerd), always, or never."`
+	SparseIndexes     bool     `env:"ATCR_SPARSE_INDEXES" default:"true" doc:"Whether an index may name manifests that are not in its repository."`
+	RateLimit         int      `env:"ATCR_RATE_LIMIT" default:"30000" doc:"Requests a minute of one person, or of one address without a login. Names that nobody has count a hundredfold, requests past the caches twentyfold. Private and loopback addresses are not limited: they are your own network, or a proxy that ATCR_TRUSTED_PROXIES does not name. 0: no limit."`
 	TrustedProxies    []string `env:"ATCR_TRUSTED_PROXIES" example:"10.0.0.0/8" doc:"Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas."`
 
 	DebugAddr string        `env:"ATCR_DEBUG_ADDR" default:"127.0.0.1:5001" doc:"Private address for /metrics and /debug/pprof/. Empty: none."`
@@ -37,7 +39,8 @@ type Config struct {
 	Grace     time.Duration `env:"ATCR_SHUTDOWN_GRACE" default:"30s" doc:"How long requests in flight may go on after the first SIGTERM or Ctrl-C. A second one ends at once."`
 	TestMode  bool          `env:"TEST_MODE" default:"false" doc:"For development alone: allows http and private addresses for DIDs, PDSes, holds and storage. Nothing else is relaxed."`
 
-	proxies []netip.Prefix
+	proxies  []netip.Prefix
+	patience time.Duration // 0: callTimeout; tests have less
 }
 
 // Prefix is what the names of settings that belong to the AppView alone begin with.
@@ -90,6 +93,9 @@ func (c *Config) validateRest() (problems []error) {
 	}
 	if c.TokenExpiration < time.Minute || c.TokenExpiration > time.Hour {
 		add("ATCR_TOKEN_EXPIRATION: %s is not between 60s and 1h", c.TokenExpiration)
+	}
+	if c.RateLimit < 0 {
+		add("ATCR_RATE_LIMIT: must not be negative; 0 means no limit")
 	}
 	if _, err := daemon.BaseURL(c.PLCURL); err != nil {
 		add("ATCR_PLC_URL: %w", err)

@@ -94,7 +94,7 @@ func TestSecret(t *testing.T) {
 	for i := range secrets {
 		wg.Go(func() {
 			var err error
-			if secrets[i], err = loadSecret(path); err != nil {
+			if secrets[i], err = firstSecret(path); err != nil {
 				t.Error(err)
 			}
 		})
@@ -114,7 +114,7 @@ func TestSecret(t *testing.T) {
 	if err := os.WriteFile(path, []byte("short"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadSecret(path); err == nil || strings.Contains(err.Error(), "short") && !strings.Contains(err.Error(), "does not hold") {
+	if _, err := loadSecrets(path); err == nil || strings.Contains(err.Error(), "short") && !strings.Contains(err.Error(), "does not hold") {
 		t.Errorf("a damaged secret: %v", err)
 	}
 }
@@ -143,7 +143,7 @@ func TestClientAddress(t *testing.T) {
 		if tt.forwarded != "" {
 			r.Header.Set("X-Forwarded-For", tt.forwarded)
 		}
-		if got := a.clientAddress(r); got != tt.want {
+		if got := a.clientAddress(r).String(); got != tt.want {
 			t.Errorf("%s via %q: %s, want %s", tt.peer, tt.forwarded, got, tt.want)
 		}
 	}

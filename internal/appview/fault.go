@@ -2,7 +2,10 @@ package appview
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"atcr.io/internal/oci"
@@ -30,6 +33,8 @@ func upstreamError(who string, err error) error {
 	switch {
 	case e.Status == http.StatusTooManyRequests:
 		out = oci.Errorf(oci.CodeTooManyRequests, "%s (%s) limits requests: try again later", who, e.Host)
+	case e.Status == http.StatusRequestEntityTooLarge:
+		out = &oci.Error{Code: oci.CodeSizeInvalid, Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the manifest is larger than %s (%s) takes", who, e.Host)}
 	case e.Timeout:
 		out = oci.Unavailable(http.StatusGatewayTimeout, nil, "%s (%s) did not answer in time", who, e.Host)
 	case e.Invalid:
@@ -41,7 +46,11 @@ func upstreamError(who string, err error) error {
 	case e.Status >= 500:
 		out = oci.Unavailable(http.StatusBadGateway, nil, "%s (%s) failed", who, e.Host)
 	default:
-		out = oci.Unavailable(http.StatusBadGateway, nil, "%s (%s) refused: %s: %s", who, e.Host, e.Name, e.Message)
+		why := strings.Trim(e.Name+": "+e.Message, ": ")
+		if why == "" {
+			why = "status " + strconv.Itoa(e.Status)
+		}
+		out = oci.Unavailable(http.StatusBadGateway, nil, "%s (%s) refused: %s", who, e.Host, why)
 	}
 	out.Err, out.RetryAfter = err, e.RetryAfter
 	if out.RetryAfter == 0 && (out.Status == http.StatusServiceUnavailable || out.Code == oci.CodeTooManyRequests) {

@@ -15,6 +15,7 @@ import (
 type gate struct {
 	tokens  *regtoken.Issuer
 	owners  owners
+	blocks  *blocks
 	baseURL string
 	service string
 }
@@ -25,42 +26,78 @@ var (
 	errInsufficient = errors.New("insufficient_scope")
 )
 
-// Authorize reads the token. Who shows none is nobody, and may pull: the hold says from where.
+// Authorize is the one place that says who may do what in a repository: by the token, by whose the name is, and
+// by what is blocked. Who may read which hold is the holds' to say.
 func (g *gate) Authorize(r *http.Request, name oci.Name, action registry.Action) (registry.Caller, error) {
-	header := r.Header.Get("Authorization")
-	if header == "" {
-		if action == registry.Pull {
-			return registry.Caller{}, nil
-		}
-		return registry.Caller{}, unauthorized(nil, "log in: docker login %s", g.service)
-	}
-	scheme, token, _ := strings.Cut(header, " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return registry.Caller{}, unauthorized(errInvalidToken, "this registry takes bearer tokens: fetch one from %s/auth/token", g.baseURL)
-	}
-	claims, err := g.tokens.Verify(strings.TrimSpace(token))
+	claims, err := g.shown(r)
 	if err != nil {
-		return registry.Caller{}, unauthorized(errors.Join(errInvalidToken, err), "the token is not valid, or no longer: fetch a new one")
+		return registry.Caller{}, err
 	}
 	c := registry.Caller{Subject: claims.Subject, Session: claims.Session}
+	granted := action == "" || claims.Allows(name.String(), string(action))
+	if claims == nobody {
+		if action != registry.Pull {
+			return registry.Caller{}, unauthorized(nil, "log in: docker login %s", g.service)
+		}
+		granted = true // the hold says from where
+	}
+	if err := g.blocks.person(c.Subject); err != nil {
+		return registry.Caller{}, err
+	}
 	if action == "" {
 		return c, nil
 	}
-	c.Push = claims.Allows(name.String(), string(registry.Push))
-	if claims.Allows(name.String(), string(action)) {
-		return c, nil
+	if err := g.inRepository(r.Context(), c, name, action); err != nil {
+		return registry.Caller{}, err
 	}
-	return registry.Caller{}, g.insufficient(r.Context(), c, name, action)
+	if !granted {
+		return registry.Caller{}, unauthorized(errInsufficient, "the token is not for this: %s of %s", action, name)
+	}
+	c.Push = claims.Allows(name.String(), string(registry.Push))
+	return c, nil
 }
 
-// insufficient tells those whom another token would help from those who may not push there with any.
-func (g *gate) insufficient(ctx context.Context, c registry.Caller, name oci.Name, action registry.Action) error {
-	if c.Subject != "" && action != registry.Pull {
-		if _, err := g.owners.own(ctx, c, name); err != nil {
+// inRepository refuses what no token would allow: writes under another's name, and what is blocked. Its owner may
+// delete what is.
+func (g *gate) inRepository(ctx context.Context, c registry.Caller, name oci.Name, action registry.Action) error {
+	if action == registry.Pull {
+		if g.blocks.none() {
+			return nil
+		}
+		of, err := g.owners.find(ctx, name.Owner)
+		if err != nil {
 			return err
 		}
+		return g.blocks.repository(of.DID, name.Repository)
 	}
-	return unauthorized(errInsufficient, "the token is not for this: %s of %s", action, name)
+	if c.Subject == "" {
+		return nil // who logs in may be the owner
+	}
+	of, err := g.owners.own(ctx, c, name)
+	if err != nil || action == registry.Delete {
+		return err
+	}
+	return g.blocks.repository(of.DID, name.Repository)
+}
+
+// nobody is what a request without a token says.
+var nobody = &regtoken.Claims{}
+
+// shown reads the token. Errors: *oci.Error 401.
+func (g *gate) shown(r *http.Request) (*regtoken.Claims, error) {
+	header := r.Header.Get("Authorization")
+	if header == "" {
+		return nobody, nil
+	}
+	scheme, token, _ := strings.Cut(header, " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return nil, unauthorized(errInvalidToken, "this registry takes bearer tokens: fetch one from %s/auth/token", g.baseURL)
+	}
+	claims, err := g.tokens.Verify(strings.TrimSpace(token))
+	if err != nil {
+		return nil, unauthorized(errors.Join(errInvalidToken, err), "the token is not valid, or no longer: fetch a new one")
+	}
+	return claims, nil
 }
 
 func unauthorized(cause error, format string, args ...any) error {

@@ -29,6 +29,7 @@ type hold struct {
 	DID    syntax.DID
 	URL    string // base URL
 	Public bool   // anybody may read
+	Own    bool   // on this registry's host name or below it: see targets.takesCredentials
 	// AllowAllCrew: everybody may become a member.
 	AllowAllCrew bool
 	Successor    syntax.DID
@@ -39,13 +40,14 @@ type holds struct {
 	directory directory
 	upstream  xrpc.Upstream
 	testMode  bool
+	targets   *targets
 	byDefault syntax.DID
 	cached    *cache[syntax.DID, *hold]
 	profiles  *cache[syntax.DID, *found[atcr.SailorProfile]]
 }
 
-func newHolds(d directory, u xrpc.Upstream, c Config, now func() time.Time) *holds {
-	h := &holds{directory: d, upstream: u, testMode: c.TestMode, byDefault: syntax.DID(c.DefaultHoldDID)}
+func newHolds(d directory, u xrpc.Upstream, t *targets, c Config, now func() time.Time) *holds {
+	h := &holds{directory: d, upstream: u, testMode: c.TestMode, targets: t, byDefault: syntax.DID(c.DefaultHoldDID)}
 	h.cached = newCache(1000, holdFresh, holdFailed, now, h.load)
 	h.profiles = newCache(10_000, profileFresh, holdFailed, now, h.loadProfile)
 	return h
@@ -53,6 +55,12 @@ func newHolds(d directory, u xrpc.Upstream, c Config, now func() time.Time) *hol
 
 // find is the hold of a DID. Errors: *oci.Error, which names the hold.
 func (h *holds) find(ctx context.Context, did syntax.DID) (*hold, error) {
+	return h.cached.get(ctx, did)
+}
+
+// again is find for a hold that has just refused what its captain's record had promised: the record is read anew.
+func (h *holds) again(ctx context.Context, did syntax.DID) (*hold, error) {
+	h.cached.forget(did)
 	return h.cached.get(ctx, did)
 }
 
@@ -69,6 +77,7 @@ func (h *holds) load(ctx context.Context, did syntax.DID) (*hold, error) {
 	if out.URL == "" || err != nil {
 		return nil, holdUnusable(did, err)
 	}
+	out.Own = h.targets.takesCredentials(out.URL)
 	captain, err := getRecord[atcr.HoldCaptain](ctx, h.upstream, out.URL, did, atcr.HoldCaptainNSID, atcr.SelfRkey)
 	if err != nil {
 		return nil, upstreamError("the hold "+did.String(), err)

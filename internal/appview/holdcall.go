@@ -11,7 +11,6 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/api/atcr"
-	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
 	"atcr.io/internal/session"
@@ -31,7 +30,8 @@ type serviceTokens interface {
 type holdCalls struct {
 	upstream xrpc.Upstream
 	tokens   serviceTokens
-	testMode bool
+	targets  *targets
+	again    func(ctx context.Context, did syntax.DID) (*hold, error) // holds.again
 }
 
 // as calls do with the caller's service token for lxm. A hold that refuses it gets one more with the bare
@@ -65,15 +65,29 @@ func (h *holdCalls) with(ctx context.Context, c registry.Caller, to *hold, lxm s
 	return err
 }
 
-// reading is as for reads: a public hold is asked as nobody, a private one by somebody alone.
+// reading is as for reads: a public hold is asked as nobody, a private one by somebody alone. A public one that
+// refuses may have become private a moment ago.
 func (h *holdCalls) reading(ctx context.Context, c registry.Caller, at *hold, do func(token string) error) error {
 	if at.Public {
-		return do("")
+		err := do("")
+		if !refuses(err) {
+			return err
+		}
+		now, findErr := h.again(ctx, at.DID)
+		if findErr != nil || now.Public {
+			return err
+		}
 	}
 	if c.Session == "" {
 		return privateHold(at)
 	}
 	return h.as(ctx, c, at, getBlobNSID, do)
+}
+
+// refuses tells whether a hold says that the caller may not.
+func refuses(err error) bool {
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	return ok && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden)
 }
 
 func privateHold(at *hold) error {
@@ -149,18 +163,37 @@ func (h *holdCalls) signedURL(ctx context.Context, at *hold, token string, of sy
 	if err != nil {
 		return "", err
 	}
-	u, err := url.Parse(out.URL)
-	if err == nil {
-		err = httpx.CheckURL(u, h.testMode)
-	}
-	if err != nil {
+	if err := h.targets.check(ctx, at, out.URL); err != nil {
 		return "", invalidAnswer(at, getBlobNSID, err)
 	}
 	return out.URL, nil
 }
 
-// begin asks a hold for an upload. uploadURL is "" where the hold knows parts alone. Errors: *oci.Error.
+// begin asks a hold for an upload. uploadURL is "" where the hold knows parts alone. A hold that takes everybody as a
+// member, and members alone, is asked for membership. Errors: *oci.Error.
 func (h *holdCalls) begin(ctx context.Context, c registry.Caller, at *hold, in atcr.HoldInitiateUploadInput) (out atcr.HoldInitiateUploadOutput, err error) {
+	out, err = h.initiate(ctx, c, at, in)
+	if refuses(err) {
+		now, findErr := h.again(ctx, at.DID)
+		if findErr == nil && now.AllowAllCrew && h.join(ctx, c, now) == nil {
+			out, err = h.initiate(ctx, c, now, in)
+		}
+	}
+	return out, holdWriteError(c, at, err)
+}
+
+// join asks for membership, in a call whose token is good for once.
+func (h *holdCalls) join(ctx context.Context, c registry.Caller, at *hold) error {
+	return h.with(ctx, c, at, atcr.HoldRequestCrewNSID, h.tokens.OnceToken, func(token string) error {
+		call, err := xrpc.JSONCall(at.URL, atcr.HoldRequestCrewNSID, token, atcr.HoldRequestCrewInput{})
+		if err != nil {
+			return err
+		}
+		return h.upstream.JSON(ctx, call, nil)
+	})
+}
+
+func (h *holdCalls) initiate(ctx context.Context, c registry.Caller, at *hold, in atcr.HoldInitiateUploadInput) (out atcr.HoldInitiateUploadOutput, err error) {
 	err = h.as(ctx, c, at, atcr.HoldInitiateUploadNSID, func(token string) error {
 		call, err := xrpc.JSONCall(at.URL, atcr.HoldInitiateUploadNSID, token, in)
 		if err != nil {
@@ -168,17 +201,11 @@ func (h *holdCalls) begin(ctx context.Context, c registry.Caller, at *hold, in a
 		}
 		return h.upstream.JSON(ctx, call, &out)
 	})
-	if err != nil {
-		return out, holdWriteError(c, at, err)
+	if err != nil || out.UploadUrl == "" {
+		return out, err
 	}
-	if out.UploadUrl != "" {
-		u, err := url.Parse(out.UploadUrl)
-		if err == nil {
-			err = httpx.CheckURL(u, h.testMode)
-		}
-		if err != nil {
-			return out, holdWriteError(c, at, invalidAnswer(at, atcr.HoldInitiateUploadNSID, err))
-		}
+	if err := h.targets.check(ctx, at, out.UploadUrl); err != nil {
+		return out, invalidAnswer(at, atcr.HoldInitiateUploadNSID, err)
 	}
 	return out, nil
 }

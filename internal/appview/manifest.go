@@ -26,12 +26,14 @@ type manifests struct {
 	calls    *holdCalls
 	notifier *notifier
 	gone     *deletedBlobs
+	pulls    *pulls
 	records  *records
 	places   *places
 	bytes    *contents
 	lists    *lists
 	sessions caller
 	locks    keyedLocks
+	sparse   bool // an index may name manifests that are not here
 	flight   singleflight.Group
 	clock    clock
 }
@@ -54,7 +56,11 @@ func (m *manifests) Get(ctx context.Context, c registry.Caller, name oci.Name, r
 		return registry.Manifest{}, err
 	}
 	out := registry.Manifest{MediaType: record.Value.MediaType, Digest: oci.Digest(record.Value.Digest), Bytes: raw}
-	m.places.learn(of.DID, name.Repository, out, holdOf(&record.Value))
+	at := holdOf(&record.Value)
+	m.places.learn(of.DID, name.Repository, out, at)
+	if at != "" && !isIndex(out.MediaType) {
+		out.Served = func() { m.pulls.count(pullKey{at, of.DID, name.Repository}, out) }
+	}
 	return out, nil
 }
 

@@ -2,6 +2,7 @@ package appview
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -45,8 +46,34 @@ func (n *network) now() time.Time { return time.Now().Add(time.Duration(n.ahead.
 // testHold is a hold that can be made to misbehave.
 type testHold struct {
 	url, did string
+	config   holdserver.Config
+	open     *holdserver.Hold
+	handler  atomic.Pointer[http.Handler]
 	fault    atomic.Pointer[fault]
 	asked    atomic.Int64 // requests
+}
+
+func (h *testHold) start(t *testing.T) {
+	t.Helper()
+	opened, err := holdserver.Open(context.Background(), h.config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.open = opened
+	handler := opened.Handler()
+	h.handler.Store(&handler)
+}
+
+// restart is the hold after it was stopped: what it had in memory is gone. change may change its settings.
+func (h *testHold) restart(t *testing.T, change func(*holdserver.Config)) {
+	t.Helper()
+	if err := h.open.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if change != nil {
+		change(&h.config)
+	}
+	h.start(t)
 }
 
 // fault answers in the hold's place; it returns false to let the hold answer.
@@ -89,21 +116,17 @@ func (n *network) startHold(owner string, settings ...string) *testHold {
 	n.t.Helper()
 	l, port := listenLocal(n.t)
 	h := &testHold{url: "http://localhost:" + strconv.Itoa(port), did: "did:web:localhost%3A" + strconv.Itoa(port)}
-	var config holdserver.Config
 	err := envconf.Load(append(settings,
 		"HOLD_PUBLIC_URL="+h.url, "HOLD_OWNER="+owner, "HOLD_PLC_URL="+n.PLCURL, "STORAGE_DRIVER=filesystem",
 		"STORAGE_ROOT_DIR="+n.t.TempDir(), "HOLD_DATABASE_DIR="+n.t.TempDir(), "HOLD_DEBUG_ADDR=",
-	), holdserver.Prefix, &config)
+	), holdserver.Prefix, &h.config)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	opened, err := holdserver.Open(n.t.Context(), config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	handler := opened.Handler()
+	h.start(n.t)
 	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.asked.Add(1)
+		handler := *h.handler.Load()
 		if f := h.fault.Load(); f == nil || !(*f)(w, r, handler) {
 			handler.ServeHTTP(w, r)
 		}
@@ -111,7 +134,7 @@ func (n *network) startHold(owner string, settings ...string) *testHold {
 	s.Start()
 	n.t.Cleanup(func() {
 		s.Close()
-		if err := opened.Close(); err != nil {
+		if err := h.open.Close(); err != nil {
 			n.t.Error(err)
 		}
 	})

@@ -54,6 +54,9 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 	if err := m.requireBlobs(ctx, c, of, name, at, parsed); err != nil {
 		return err
 	}
+	if err := m.requireChildren(ctx, of, name, parsed); err != nil {
+		return err
+	}
 	unlock, err := m.locks.lock(ctx, of.DID)
 	if err != nil {
 		return err
@@ -120,6 +123,39 @@ func (m *manifests) requireBlobs(ctx context.Context, c registry.Caller, of owne
 		return nil
 	}
 	e := oci.Errorf(oci.CodeManifestBlobUnknown, "%s: %d of the manifest's blobs are not in the hold %s: push them first", name, len(absent), at.DID)
+	e.Detail = map[string]any{"digests": absent[:min(len(absent), 20)]}
+	return e
+}
+
+// requireChildren refuses an index whose manifests are not in the repository, where that is asked for.
+func (m *manifests) requireChildren(ctx context.Context, of owner, name oci.Name, parsed *oci.Manifest) error {
+	if m.sparse {
+		return nil
+	}
+	var mu sync.Mutex
+	var absent []oci.Digest
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(blobChecks)
+	asked := map[oci.Digest]bool{}
+	for _, child := range parsed.Manifests {
+		if asked[child.Digest] {
+			continue
+		}
+		asked[child.Digest] = true
+		g.Go(func() error {
+			f, err := m.records.manifest(ctx, of.DID, name.Repository, child.Digest)
+			if err == nil && f == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				absent = append(absent, child.Digest)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil || len(absent) == 0 {
+		return err
+	}
+	e := oci.Errorf(oci.CodeManifestBlobUnknown, "%s: %d of the index's manifests are not in this repository: push them first", name, len(absent))
 	e.Detail = map[string]any{"digests": absent[:min(len(absent), 20)]}
 	return e
 }

@@ -32,24 +32,28 @@ var errTicket = errors.New("the upload's address is not valid")
 
 // sealer encrypts tickets, so that a client that must not know the hold's URL does not, and cannot make one.
 type sealer struct {
-	aead cipher.AEAD
-	now  clock
+	aeads []cipher.AEAD // the first seals, all open
+	now   clock
 }
 
-func newSealer(secret []byte, now clock) (*sealer, error) {
-	key, err := hkdf.Key(sha256.New, secret, nil, "atcr upload location, aes-256-gcm", 32)
-	if err != nil {
-		return nil, fmt.Errorf("derive key: %w", err)
+func newSealer(secrets [][]byte, now clock) (*sealer, error) {
+	s := &sealer{now: now}
+	for _, secret := range secrets {
+		key, err := hkdf.Key(sha256.New, secret, nil, "atcr upload location, aes-256-gcm", 32)
+		if err != nil {
+			return nil, fmt.Errorf("derive key: %w", err)
+		}
+		block, err := aes.NewCipher(key)
+		if err != nil {
+			return nil, err
+		}
+		aead, err := cipher.NewGCMWithRandomNonce(block)
+		if err != nil {
+			return nil, err
+		}
+		s.aeads = append(s.aeads, aead)
 	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	if err != nil {
-		return nil, err
-	}
-	return &sealer{aead: aead, now: now}, nil
+	return s, nil
 }
 
 func (s *sealer) seal(t ticket) (string, error) {
@@ -57,7 +61,7 @@ func (s *sealer) seal(t ticket) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("seal upload: %w", err)
 	}
-	return base64.RawURLEncoding.EncodeToString(s.aead.Seal(nil, nil, plain, nil)), nil
+	return base64.RawURLEncoding.EncodeToString(s.aeads[0].Seal(nil, nil, plain, nil)), nil
 }
 
 // open reads what seal wrote, if subject and repository are those that it was written for.
@@ -68,7 +72,12 @@ func (s *sealer) open(id, subject, repository string) (ticket, error) {
 	if err != nil {
 		return t, errTicket
 	}
-	plain, err := s.aead.Open(nil, nil, sealed, nil)
+	var plain []byte
+	for _, aead := range s.aeads {
+		if plain, err = aead.Open(nil, nil, sealed, nil); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		return t, errTicket
 	}

@@ -13,9 +13,13 @@ import (
 
 const secretBytes = 32
 
-// loadSecret reads the secret, 32 bytes in hex, or makes it where there is none. It is made whole or not at
-// all, and never over one that is there.
-func loadSecret(path string) ([]byte, error) {
+// maxSecrets bounds a rotation: the secret in use, and those before and after it.
+const maxSecrets = 4
+
+// loadSecrets reads the secrets, each a line of 32 bytes in hex, or makes one where there is none. The first is
+// used; what was signed or encrypted with the others is accepted. The file is made whole or not at all, and never
+// over one that is there.
+func loadSecrets(path string) ([][]byte, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := makeSecret(path); err != nil {
@@ -26,11 +30,18 @@ func loadSecret(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ATCR_SECRET_KEY_FILE: %w", err)
 	}
-	secret, err := hex.DecodeString(string(bytes.TrimSpace(raw)))
-	if err != nil || len(secret) < secretBytes {
-		return nil, fmt.Errorf("ATCR_SECRET_KEY_FILE: %s does not hold %d bytes in hex", path, secretBytes)
+	var secrets [][]byte
+	for line := range bytes.FieldsSeq(raw) {
+		secret, err := hex.DecodeString(string(line))
+		if err != nil || len(secret) < secretBytes {
+			return nil, fmt.Errorf("ATCR_SECRET_KEY_FILE: %s does not hold %d bytes in hex a line", path, secretBytes)
+		}
+		secrets = append(secrets, secret)
 	}
-	return secret, nil
+	if len(secrets) == 0 || len(secrets) > maxSecrets {
+		return nil, fmt.Errorf("ATCR_SECRET_KEY_FILE: %s has %d lines, not 1 to %d", path, len(secrets), maxSecrets)
+	}
+	return secrets, nil
 }
 
 func makeSecret(path string) (err error) {

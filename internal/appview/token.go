@@ -17,6 +17,7 @@ import (
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/identity"
 	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
 	"atcr.io/internal/regtoken"
 	"atcr.io/internal/session"
 	"atcr.io/internal/xrpc"
@@ -37,6 +38,8 @@ type tokenServer struct {
 	sessions  signIn
 	tokens    *regtoken.Issuer
 	welcome   func(ctx context.Context, s session.Session) // a person's first sign-in
+	blocked   func(did string) error
+	limits    registry.Limiter // may be nil
 	address   func(*http.Request) string
 	service   string
 	logger    *slog.Logger
@@ -53,6 +56,11 @@ type tokenRequest struct {
 //
 // Source: https://distribution.github.io/distribution/spec/auth/token/, …/auth/oauth/
 func (t *tokenServer) serve(w http.ResponseWriter, r *http.Request) error {
+	if t.limits != nil {
+		if a, limited := t.limits.Take(r, registry.Caller{}, 1); limited && a.Wait > 0 {
+			return &oci.Error{Code: oci.CodeTooManyRequests, Message: "too many requests: slow down", RetryAfter: a.Wait}
+		}
+	}
 	in, err := readTokenRequest(w, r)
 	if err != nil {
 		return err
@@ -71,6 +79,9 @@ func (t *tokenServer) serve(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		httpx.EventFrom(r.Context()).DID = s.DID.String()
+		if err := t.blocked(s.DID.String()); err != nil {
+			return err
+		}
 		claims.Subject, claims.Session = s.DID.String(), s.ID
 	}
 	claims.Access = t.granted(r.Context(), claims.Subject, asked)

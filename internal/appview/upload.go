@@ -76,9 +76,10 @@ func (u *uploads) Begin(ctx context.Context, c registry.Caller, name oci.Name, o
 // emptyRange says that nothing has arrived: the form has no other word for it.
 const emptyRange = "0-0"
 
-// goesDirect tells whether a client may get the hold's own URL. An https registry never hands out http.
+// goesDirect tells whether a client may get the hold's own URL. An https registry never hands out http, nor a place on
+// its own host name, where clients take their tokens along.
 func (u *uploads) goesDirect(userAgent, target string) bool {
-	if strings.HasPrefix(u.baseURL, "https:") && !strings.HasPrefix(target, "https:") {
+	if strings.HasPrefix(u.baseURL, "https:") && !strings.HasPrefix(target, "https:") || u.calls.targets.takesCredentials(target) {
 		return false
 	}
 	switch u.direct {

@@ -130,9 +130,18 @@ func TestDirectUploads(t *testing.T) {
 			}
 		}
 	}
-	u := &uploads{baseURL: "https://atcr.test", direct: directAlways}
-	if u.goesDirect("containerd/2", "http://hold.test/u/x") {
-		t.Error("an https registry hands out http")
+	targets, err := newTargets("https://atcr.test", false, nil, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &uploads{baseURL: "https://atcr.test", direct: directAlways, calls: &holdCalls{targets: targets}}
+	for target, want := range map[string]bool{
+		"https://hold.test/u/x": true, "http://hold.test/u/x": false, "https://atcr.test:8443/u/x": false, "https://hold.atcr.test/u/x": false,
+		"https://ATCR.test./u/x": false, "https://notatcr.test/u/x": true,
+	} {
+		if u.goesDirect("containerd/2", target) != want {
+			t.Errorf("%s: %v", target, !want)
+		}
 	}
 }
 
@@ -291,7 +300,7 @@ func TestPartsAreBounded(t *testing.T) {
 func TestSealer(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	s, err := newSealer(bytes.Repeat([]byte{1}, 32), func() time.Time { return now })
+	s, err := newSealer([][]byte{bytes.Repeat([]byte{1}, 32)}, func() time.Time { return now })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +322,7 @@ func TestSealer(t *testing.T) {
 			t.Fatalf("opened with byte %d changed", i)
 		}
 	}
-	other, err := newSealer(bytes.Repeat([]byte{2}, 32), s.now)
+	other, err := newSealer([][]byte{bytes.Repeat([]byte{2}, 32)}, s.now)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -71,6 +72,7 @@ type Hold struct {
 	collecting  sync.Mutex // one collection at a time
 	collected   *collectMetrics
 
+	told     atomic.Int64 // when a trusted AppView last told of pulls, in nanoseconds
 	recentMu sync.Mutex
 	recent   *lru.Cache[string, time.Time] // what was counted in the last minute
 	pullers  *lru.Cache[string, time.Time] // addresses and config blobs of the last hour

@@ -20,6 +20,8 @@ const (
 	// statsEvery is how often counts become records: a relay reads so many events of a host and no more.
 	statsEvery = time.Minute
 	statsBatch = 100
+	// toldFor is how long the word of a trusted AppView stands for what the hold sees of pulls itself.
+	toldFor = time.Hour
 )
 
 // publishStats writes waiting counts into statistics records, a batch a commit.
@@ -86,8 +88,11 @@ func (h *Hold) stats(ctx context.Context, rkey syntax.RecordKey) (stats atcr.Hol
 }
 
 // countPull counts a config blob that was handed out as a pull of the images that have it, once an address
-// and hour: where no AppView tells of pulls, this is what a hold sees of them.
+// and hour: where no trusted AppView tells of pulls, this is what a hold sees of them.
 func (h *Hold) countPull(r *http.Request, digest oci.Digest) {
+	if h.now().Sub(time.Unix(0, h.told.Load())) < toldFor {
+		return
+	}
 	manifests, ok := h.configs.Get(digest)
 	if !ok {
 		var err error

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 
@@ -16,16 +17,42 @@ func (s *Server) getBlob(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	target, err := s.Blobs.Locate(r.Context(), q.caller, q.path.Name, digest)
+	place, err := s.Blobs.Locate(r.Context(), q.caller, q.path.Name, digest)
 	if err != nil {
 		return s.challenged(w, q, err)
 	}
+	if place.Through {
+		return s.sendBlob(w, r, place, digest)
+	}
 	h := w.Header()
-	h.Set("Location", target)
+	h.Set("Location", place.URL)
 	h.Set("Docker-Content-Digest", string(digest))
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Length", "0")
 	w.WriteHeader(http.StatusTemporaryRedirect)
+	return nil
+}
+
+// sendBlob passes bytes on. Where there are fewer than were said, the client's connection breaks off too.
+func (s *Server) sendBlob(w http.ResponseWriter, r *http.Request, place Place, digest oci.Digest) error {
+	res, err := s.Blobs.Fetch(r.Context(), place, r.Header)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = res.Body.Close() }()
+	h := w.Header()
+	for _, name := range []string{"Content-Length", "Content-Range"} {
+		if v := res.Header.Get(name); v != "" {
+			h.Set(name, v)
+		}
+	}
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("Docker-Content-Digest", string(digest))
+	h.Set("Accept-Ranges", "bytes")
+	w.WriteHeader(res.StatusCode)
+	if _, err := io.Copy(w, res.Body); err != nil {
+		panic(http.ErrAbortHandler) // it is too late for a status
+	}
 	return nil
 }
 

@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"sort"
 	"strconv"
+	"strings"
 
 	"atcr.io/internal/oci"
 )
@@ -43,6 +45,9 @@ func (s *Server) getTags(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, "application/json", map[string]any{"name": q.path.Name.String(), "tags": tags})
 }
 
+// maxReferrersBytes is what clients take of an index: more of it comes behind a Link.
+const maxReferrersBytes = 4 << 20
+
 // getReferrers answers with an index of what refers to a digest; an empty one where nothing does.
 //
 // Source: distribution-spec, "Listing Referrers".
@@ -56,19 +61,46 @@ func (s *Server) getReferrers(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return s.challenged(w, q, err)
 	}
-	manifests := make([]oci.Descriptor, 0, len(found))
-	kind := r.URL.Query().Get("artifactType")
-	for _, d := range found {
-		if kind == "" || d.ArtifactType == kind {
-			manifests = append(manifests, d)
-		}
+	query := r.URL.Query()
+	kind, last := query.Get("artifactType"), query.Get("last")
+	page, next, err := referrersPage(found, kind, oci.Digest(last))
+	if err != nil {
+		return err
 	}
 	if kind != "" {
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
+	if next != "" {
+		more := url.Values{"last": {next.String()}}
+		if kind != "" {
+			more.Set("artifactType", kind)
+		}
+		w.Header().Set("Link", "</v2/"+q.path.Name.String()+"/referrers/"+digest.String()+"?"+more.Encode()+`>; rel="next"`)
+	}
 	return writeJSON(w, oci.MediaTypeImageIndex, map[string]any{
-		"schemaVersion": 2, "mediaType": oci.MediaTypeImageIndex, "manifests": manifests,
+		"schemaVersion": 2, "mediaType": oci.MediaTypeImageIndex, "manifests": page,
 	})
+}
+
+// referrersPage is what of found is of a kind and behind last, by digest, as much as clients take. next is where the
+// next page begins, "" for none.
+func referrersPage(found []oci.Descriptor, kind string, last oci.Digest) (page []json.RawMessage, next oci.Digest, err error) {
+	sorted := slices.SortedFunc(slices.Values(found), func(x, y oci.Descriptor) int { return strings.Compare(string(x.Digest), string(y.Digest)) })
+	page, room := []json.RawMessage{}, maxReferrersBytes-512
+	for _, d := range sorted {
+		if kind != "" && d.ArtifactType != kind || d.Digest <= last {
+			continue
+		}
+		raw, err := json.Marshal(d)
+		if err != nil {
+			return nil, "", err
+		}
+		if room -= len(raw) + 1; room < 0 && len(page) > 0 {
+			return page, last, nil
+		}
+		page, last = append(page, raw), d.Digest
+	}
+	return page, "", nil
 }
 
 func writeJSON(w http.ResponseWriter, contentType string, v any) error {

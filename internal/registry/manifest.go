@@ -34,6 +34,9 @@ func (s *Server) getManifest(w http.ResponseWriter, r *http.Request) error {
 	h.Set("Content-Length", strconv.Itoa(len(m.Bytes)))
 	w.WriteHeader(http.StatusOK)
 	if r.Method != http.MethodHead {
+		if m.Served != nil {
+			m.Served()
+		}
 		_, _ = w.Write(m.Bytes) // the client is gone: nobody to tell
 	}
 	return nil

@@ -46,6 +46,8 @@ type Manifest struct {
 	MediaType string
 	Digest    oci.Digest
 	Bytes     []byte // exactly as pushed; not to be changed
+	// Served, where it is not nil, is called when the bytes go out: a HEAD and a 304 are no pull.
+	Served func()
 }
 
 // Manifests keeps manifests and tags. Errors are *oci.Error.
@@ -62,12 +64,23 @@ type Manifests interface {
 	Referrers(ctx context.Context, c Caller, name oci.Name, d oci.Digest) ([]oci.Descriptor, error)
 }
 
+// Place is where a blob's bytes are.
+type Place struct {
+	URL string
+	// Through: clients that were sent there would take their credentials along, or cannot reach it, so that the bytes
+	// go through this registry.
+	Through bool
+}
+
 // Blobs finds blobs. Errors are *oci.Error.
 type Blobs interface {
 	// Stat is a blob's size in bytes.
 	Stat(ctx context.Context, c Caller, name oci.Name, d oci.Digest) (size int64, err error)
-	// Locate is a URL from which the client gets the blob's bytes.
-	Locate(ctx context.Context, c Caller, name oci.Name, d oci.Digest) (url string, err error)
+	// Locate is where the client gets the blob's bytes.
+	Locate(ctx context.Context, c Caller, name oci.Name, d oci.Digest) (Place, error)
+	// Fetch gets the bytes of a Place that clients are not sent to, or the range of them that header asks for. It
+	// answers with status 200, 206 or 416; the caller closes the body.
+	Fetch(ctx context.Context, p Place, header http.Header) (*http.Response, error)
 	// DeleteBlob takes a blob out of the repository; it stays in every other. Errors: CodeBlobUnknown.
 	DeleteBlob(ctx context.Context, c Caller, name oci.Name, d oci.Digest) error
 }
@@ -122,6 +135,7 @@ type Config struct {
 	Manifests  Manifests
 	Blobs      Blobs
 	Uploads    Uploads
+	Limiter    Limiter // nil: no limits
 	Adapter    *httpx.Adapter
 }
 
@@ -196,11 +210,17 @@ func (s *Server) authorised(row route) httpx.Handler {
 			event.Reference = "" // a capability
 		}
 		caller, err := s.Authorizer.Authorize(r, q.path.Name, row.action)
+		if limited := s.take(w, r, caller, q.path.Kind); limited != nil {
+			return limited
+		}
 		if err != nil {
+			s.charge(r, caller, err)
 			return s.challenged(w, q, err)
 		}
 		event.DID = caller.Subject
 		q.caller = caller
-		return row.serve(w, r)
+		err = row.serve(w, r)
+		s.charge(r, caller, err)
+		return err
 	}
 }

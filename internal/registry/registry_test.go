@@ -29,6 +29,7 @@ type memory struct {
 	fault     error // returned by everything but Authorize
 	asked     []Action
 	calls     int
+	through   func(header http.Header) (*http.Response, error)
 }
 
 func newMemory() *memory {
@@ -111,11 +112,15 @@ func (m *memory) Stat(_ context.Context, _ Caller, _ oci.Name, d oci.Digest) (in
 	return int64(len(b)), nil
 }
 
-func (m *memory) Locate(ctx context.Context, c Caller, name oci.Name, d oci.Digest) (string, error) {
+func (m *memory) Locate(ctx context.Context, c Caller, name oci.Name, d oci.Digest) (Place, error) {
 	if _, err := m.Stat(ctx, c, name, d); err != nil {
-		return "", err
+		return Place{}, err
 	}
-	return "https://hold.test/" + d.Hex(), nil
+	return Place{URL: "https://hold.test/" + d.Hex(), Through: m.through != nil}, nil
+}
+
+func (m *memory) Fetch(_ context.Context, _ Place, header http.Header) (*http.Response, error) {
+	return m.through(header)
 }
 
 func (m *memory) DeleteBlob(ctx context.Context, c Caller, name oci.Name, d oci.Digest) error {

@@ -1,0 +1,156 @@
+package appview
+
+import (
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"atcr.io/api/atcr"
+	holdserver "atcr.io/internal/hold"
+	"atcr.io/internal/oci"
+	"atcr.io/internal/xrpc"
+)
+
+// Would catch a hold that became private and is still asked as nobody, which refuses people who may read there; and
+// one that became public of which nobody knows after a minute.
+func TestHoldChangesItsMind(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.as(n.alice, "alice.test/app")
+	image := newImage("one")
+	alice.push("alice.test/app", image, "1.0")
+	layer := "/v2/alice.test/app/blobs/" + oci.FromBytes(image.layer).String()
+	n.nobody().must(200, n.nobody().do(http.MethodHead, layer, nil))
+	n.public.restart(t, func(c *holdserver.Config) { c.Public, c.AllowAllCrew = false, false })
+	pull := n.withScope(n.alice.Handle+":"+n.alice.AppPassword, "repository:alice.test/app:pull")
+	pull.must(200, pull.do(http.MethodHead, layer, nil)) // the owner, at once: the hold refused nobody
+	n.nobody().must(401, n.nobody().do(http.MethodHead, layer, nil))
+	n.nobody().must(401, n.nobody().manifest("alice.test/app", "1.0"))
+	bob := n.as(n.bob, "bob.test/app")
+	if got := bob.do(http.MethodPost, "/v2/bob.test/app/blobs/uploads/", nil); got.status != 403 {
+		t.Errorf("a push to a hold that takes nobody any more: %d", got.status)
+	}
+	n.public.restart(t, func(c *holdserver.Config) { c.Public, c.AllowAllCrew = true, true })
+	n.forget() // a minute and more
+	n.nobody().pull("alice.test/app", "1.0", image)
+}
+
+// Would catch a hold by somebody else that takes members alone, and everybody as a member, at which nobody can push.
+func TestMembershipIsAskedFor(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	var joined, refused atomic.Int64
+	n.public.misbehave(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		switch {
+		case strings.HasSuffix(r.URL.Path, atcr.HoldRequestCrewNSID):
+			joined.Add(1)
+		case strings.HasSuffix(r.URL.Path, atcr.HoldInitiateUploadNSID) && joined.Load() == 0:
+			refused.Add(1)
+			xrpc.WriteError(w, xrpc.Errorf(403, "NotCrew", "members alone"))
+			return true
+		}
+		return false
+	})
+	bob := n.as(n.bob, "bob.test/app")
+	bob.push("bob.test/app", newImage("one"), "1.0")
+	if joined.Load() == 0 || refused.Load() != 1 {
+		t.Errorf("asked %d times for membership, refused %d times", joined.Load(), refused.Load())
+	}
+}
+
+// Would catch a hold whose trouble is another's, or that has no name in what people are told.
+func TestOneHoldIsDown(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.useHold(n.bob, n.private.did)
+	alice, bob := n.as(n.alice, "alice.test/app"), n.as(n.bob, "bob.test/app")
+	image := newImage("one")
+	alice.push("alice.test/app", image, "1.0")
+	bob.push("bob.test/app", image, "1.0")
+	n.private.misbehave(func(http.ResponseWriter, *http.Request, http.Handler) bool { panic(http.ErrAbortHandler) })
+	n.forget()
+	layer := "/blobs/" + oci.FromBytes(image.layer).String()
+	for what, got := range map[string]answer{
+		"a pull": bob.do(http.MethodGet, "/v2/bob.test/app"+layer, nil),
+		"a push": bob.do(http.MethodPost, "/v2/bob.test/app/blobs/uploads/", nil),
+	} {
+		if got.status != 503 || !strings.Contains(got.body, n.private.did) || got.header.Get("Retry-After") == "" {
+			t.Errorf("%s: %d %s %v", what, got.status, got.body, got.header)
+		}
+	}
+	n.nobody().pull("alice.test/app", "1.0", image)
+	alice.push("alice.test/app", newImage("two"), "2.0")
+}
+
+// Would catch a chain of holds that is followed for ever, or not as far as it may be.
+func TestSuccessors(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.as(n.alice, "alice.test/app")
+	image := newImage("one")
+	alice.push("alice.test/app", image, "1.0")
+	chain := []*testHold{n.public}
+	for range successorSteps + 1 {
+		chain = append(chain, n.startHold(n.alice.DID, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true"))
+	}
+	for i, h := range chain {
+		next := chain[(i+1)%len(chain)].did // the last one names the first
+		h.misbehave(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+			if strings.HasSuffix(r.URL.Path, "getRecord") {
+				xrpc.WriteJSON(w, 200, map[string]any{"uri": "x", "cid": "x", "value": map[string]any{"public": true, "allowAllCrew": true, "successor": next}})
+				return true
+			}
+			if strings.HasSuffix(r.URL.Path, "getBlob") && h == n.public {
+				xrpc.WriteError(w, xrpc.Errorf(404, "BlobNotFound", "gone"))
+				return true
+			}
+			return false
+		})
+	}
+	n.useHold(n.alice, chain[successorSteps].did)
+	alice.upload("alice.test/app", image.layer)
+	n.restart()
+	n.useHold(n.alice, n.public.did)
+	layer := "/v2/alice.test/app/blobs/" + oci.FromBytes(image.layer).String()
+	got := n.nobody().do(http.MethodGet, layer, nil)
+	if got.status != 307 || !strings.HasPrefix(got.header.Get("Location"), chain[successorSteps].url) {
+		t.Errorf("five steps away: %d %q", got.status, got.header.Get("Location"))
+	}
+	before := n.public.asked.Load()
+	if got := n.nobody().do(http.MethodGet, "/v2/alice.test/app/blobs/"+oci.FromBytes(image.config).String(), nil); got.status != 404 {
+		t.Errorf("nowhere in a ring of holds: %d", got.status)
+	}
+	if asked := n.public.asked.Load() - before; asked > 2 {
+		t.Errorf("the first hold was asked %d times", asked)
+	}
+}
+
+// Would catch an index whose manifests may be missing although the operator does not want that, and one that is
+// refused although they are there.
+func TestSparseIndexesCanBeRefused(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ATCR_SPARSE_INDEXES=false")
+	alice := n.as(n.alice, "alice.test/app", "alice.test/other")
+	image := newImage("one")
+	alice.push("alice.test/app", image, image.digest.String())
+	alice.push("alice.test/other", newImage("two"), "2.0")
+	index := func(digests ...oci.Digest) []byte {
+		children := []string{}
+		for _, d := range digests {
+			children = append(children, `{"mediaType":"`+oci.MediaTypeImageManifest+`","digest":"`+d.String()+`","size":1}`)
+		}
+		return []byte(`{"schemaVersion":2,"mediaType":"` + oci.MediaTypeImageIndex + `","manifests":[` + strings.Join(children, ",") + `]}`)
+	}
+	put := func(raw []byte) answer {
+		return alice.do(http.MethodPut, "/v2/alice.test/app/manifests/multi", raw, "Content-Type", oci.MediaTypeImageIndex)
+	}
+	alice.must(201, put(index()))
+	alice.must(201, put(index(image.digest)))
+	alice.must(201, alice.do(http.MethodPut, "/v2/alice.test/app/manifests/nested", index(oci.FromBytes(index(image.digest))), "Content-Type", oci.MediaTypeImageIndex))
+	for _, raw := range [][]byte{index(image.digest, "sha256:"+zeros), index(newImage("two").digest)} {
+		if got := put(raw); got.status != 400 || got.code() != "MANIFEST_BLOB_UNKNOWN" {
+			t.Errorf("%d %s", got.status, got.body)
+		}
+	}
+}

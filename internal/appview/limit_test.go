@@ -1,0 +1,76 @@
+package appview
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// Would catch a flood of names that nobody has, or of requests past the caches, that goes on for ever; one caller's
+// that is paid by others; and a client that is not told when to come again.
+func TestFloods(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ATCR_RATE_LIMIT=600", "ATCR_TRUSTED_PROXIES=127.0.0.1")
+	alice := n.as(n.alice, "alice.test/app")
+	alice.push("alice.test/app", newImage("one"), "1.0")
+	asked := n.PDS.Inject(nil, func(w http.ResponseWriter, r *http.Request, next http.Handler) { next.ServeHTTP(w, r) })
+	flood := func(from, path string, header ...string) (served int, last answer) {
+		t.Helper()
+		for i := range 1500 {
+			p := path
+			if strings.Contains(path, "%d") {
+				p = fmt.Sprintf(path, i)
+			}
+			last = n.nobody().do(http.MethodGet, p, nil, append(header, "X-Forwarded-For", from)...)
+			if last.status == 429 {
+				return i, last
+			}
+		}
+		return 1500, last
+	}
+	for _, tt := range []struct {
+		from, path string
+		header     []string
+		most       int
+	}{
+		{"8.8.1.1", "/v2/nobody%d.test/app/manifests/1.0", nil, 12},
+		{"8.8.1.2", "/v2/alice.test/app/manifests/1.0", []string{"Cache-Control", "no-cache"}, 60},
+		{"8.8.1.3", "/v2/alice.test/app/manifests/1.0", nil, 1000},
+		{"2001:4860::1", "/v2/nobody%d.test/app/manifests/1.0", nil, 12},
+	} {
+		served, last := flood(tt.from, tt.path, tt.header...)
+		after, err := strconv.Atoi(last.header.Get("Retry-After"))
+		if served > tt.most || served < 4 || last.code() != "TOOMANYREQUESTS" || err != nil || after < 1 || after > 120 {
+			t.Errorf("%s: %d served, then %d, Retry-After %q", tt.path, served, last.status, last.header.Get("Retry-After"))
+		}
+		if last.header.Get("RateLimit-Limit") != "600;w=60" || last.header.Get("RateLimit-Remaining") != "0;w=60" {
+			t.Errorf("%v", last.header)
+		}
+	}
+	if asked.Fired() > 300 {
+		t.Errorf("the PDS was asked %d times", asked.Fired())
+	}
+	neighbour := n.nobody().do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "X-Forwarded-For", "2001:4860::2")
+	other := n.nobody().do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "X-Forwarded-For", "8.8.9.9")
+	person := alice.do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "X-Forwarded-For", "8.8.1.3")
+	inside := n.nobody().do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "X-Forwarded-For", "10.0.0.1")
+	if neighbour.status != 429 || other.status != 200 || person.status != 200 || inside.status != 200 {
+		t.Errorf("the same network %d, another %d, a person from there %d, the operator's own network %d", neighbour.status, other.status, person.status, inside.status)
+	}
+	if got := other.header.Get("RateLimit-Remaining"); got != "599;w=60" || inside.header.Get("RateLimit-Limit") != "" {
+		t.Errorf("%q is left to another, and %q to nobody's limit", got, inside.header.Get("RateLimit-Limit"))
+	}
+	token := answer{}
+	for i := 0; i < 1000 && token.status != 429; i++ {
+		token = request(t, http.MethodGet, n.base+"/auth/token", nil, "X-Forwarded-For", "8.8.1.3")
+	}
+	if token.status != 429 || token.header.Get("Retry-After") == "" {
+		t.Errorf("tokens without end: %d", token.status)
+	}
+	n.forget() // two minutes later
+	if got := n.nobody().do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "X-Forwarded-For", "8.8.1.3"); got.status != 200 {
+		t.Errorf("later: %d", got.status)
+	}
+}
