@@ -28,6 +28,7 @@ type Translator func(w http.ResponseWriter, err error) (status int, code string)
 
 // Event is what the log says of one request, filled in as it is learnt. One request, one goroutine.
 type Event struct {
+	ID         string // of the request, where the answer shows one
 	DID        string
 	Repository string
 	Reference  string
@@ -140,7 +141,7 @@ func (a *Adapter) record(r *http.Request, route string, status int, code string,
 		slog.String("route", route), slog.String("method", r.Method), slog.Int("status", status),
 		slog.Duration("duration", d), slog.Int64("bytes", n),
 	}
-	for _, kv := range [][2]string{{"did", e.DID}, {"repository", e.Repository}, {"reference", e.Reference}, {"hold", e.Hold}, {"code", code}} {
+	for _, kv := range [][2]string{{"id", e.ID}, {"did", e.DID}, {"repository", e.Repository}, {"reference", e.Reference}, {"hold", e.Hold}, {"code", code}} {
 		if kv[1] != "" {
 			attrs = append(attrs, slog.String(kv[0], kv[1]))
 		}
