@@ -20,7 +20,7 @@ var layers = []struct {
 }{
 	{"noun", "oci", false},
 	{"mechanism", "httpx xrpc identity sqldb envconf daemon blobstore", true},
-	{"capability", "pds crew ledger upload registry regtoken session outbox index ingest web credhelper", false},
+	{"capability", "pds crew ledger upload registry regtoken session credential outbox index ingest web credhelper", false},
 	{"wiring", "hold appview devnet", false},
 }
 
