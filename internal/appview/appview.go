@@ -23,6 +23,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"atcr.io/internal/credential"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/identity"
 	"atcr.io/internal/oci"
@@ -43,10 +44,12 @@ type AppView struct {
 	db       *sqldb.DB
 	registry *registry.Server
 	outbox   *outbox.Outbox
-	pulls    *pulls
-	mux      *http.ServeMux
-	stop     context.CancelFunc // of what runs in the background
-	running  sync.WaitGroup
+	// credentials are the devices and access tokens.
+	credentials *credential.Store
+	pulls       *pulls
+	mux         *http.ServeMux
+	stop        context.CancelFunc // of what runs in the background
+	running     sync.WaitGroup
 }
 
 // Open makes an AppView of a validated config. reg may be nil.
@@ -176,16 +179,28 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		Limiter: limits,
 		Adapter: adapter,
 	})
+	address := func(r *http.Request) string { return a.clientAddress(r).String() }
 	greeter := &greeter{sessions: sessions, holds: holds, logger: a.logger, clock: now}
+	a.credentials, err = credential.Open(ctx, a.db, credential.Config{Secret: secret, Now: now})
+	if err != nil {
+		return err
+	}
 	token := &tokenServer{
-		directory: directory, owners: people, sessions: sessions, tokens: tokens, welcome: greeter.welcome,
-		blocked: blocked.person, limits: limits, address: func(r *http.Request) string { return a.clientAddress(r).String() }, service: c.ServiceName, logger: a.logger,
+		directory: directory, owners: people, sessions: sessions, credentials: a.credentials, tokens: tokens, welcome: greeter.welcome,
+		blocked: blocked.person, limits: limits, address: address, service: c.ServiceName, baseURL: c.BaseURL, logger: a.logger,
+	}
+	device := &deviceServer{
+		directory: directory, credentials: a.credentials, sessions: sessions, address: address, baseURL: c.BaseURL,
+		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, owners: people, clock: now},
 	}
 	a.mux = http.NewServeMux()
 	for pattern, h := range map[string]httpx.Handler{
 		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /.well-known/did.json": own.getDocument, "GET /{$}": a.getHome,
 	} {
 		a.mux.Handle(pattern, adapter.Wrap(pattern, oci.WriteError, h))
+	}
+	for pattern, h := range device.routes() {
+		a.mux.Handle(pattern, adapter.Wrap(pattern, writeOAuthError, h))
 	}
 	return nil
 }

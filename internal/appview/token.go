@@ -14,6 +14,7 @@ import (
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
+	"atcr.io/internal/credential"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/identity"
 	"atcr.io/internal/oci"
@@ -26,8 +27,9 @@ import (
 // maxFormBytes bounds the body of a token request.
 const maxFormBytes = 16 << 10
 
-// signIn opens sessions: session.Store.
+// signIn opens sessions, and finds the one that devices and access tokens act with: session.Store.
 type signIn interface {
+	grants
 	Login(ctx context.Context, a session.Account, password, address string) (session.Session, error)
 }
 
@@ -36,13 +38,16 @@ type tokenServer struct {
 	directory directory
 	owners    owners
 	sessions  signIn
-	tokens    *regtoken.Issuer
-	welcome   func(ctx context.Context, s session.Session) // a person's first sign-in
-	blocked   func(did string) error
-	limits    registry.Limiter // may be nil
-	address   func(*http.Request) string
-	service   string
-	logger    *slog.Logger
+	// credentials are the devices and access tokens of this AppView.
+	credentials *credential.Store
+	tokens      *regtoken.Issuer
+	welcome     func(ctx context.Context, s session.Session) // a person's first sign-in
+	blocked     func(did string) error
+	limits      registry.Limiter // may be nil
+	address     func(*http.Request) string
+	service     string
+	baseURL     string
+	logger      *slog.Logger
 }
 
 // tokenRequest is what a client asks for, by GET or by POST.
@@ -69,22 +74,10 @@ func (t *tokenServer) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return &oci.Error{Code: oci.CodeUnsupported, Status: http.StatusBadRequest, Message: err.Error()}
 	}
-	claims := regtoken.Claims{}
-	if in.signedIn {
-		s, err := t.login(r, in)
-		if err != nil {
-			if oci.AsError(err).HTTPStatus() == http.StatusUnauthorized {
-				w.Header().Set("WWW-Authenticate", `Basic realm="`+t.service+`"`)
-			}
-			return err
-		}
-		httpx.EventFrom(r.Context()).DID = s.DID.String()
-		if err := t.blocked(s.DID.String()); err != nil {
-			return err
-		}
-		claims.Subject, claims.Session = s.DID.String(), s.ID
+	claims, err := t.claims(w, r, in, asked)
+	if err != nil {
+		return err
 	}
-	claims.Access = t.granted(r.Context(), claims.Subject, asked)
 	token, issued, expires, err := t.tokens.Sign(claims)
 	if err != nil {
 		return err
@@ -98,14 +91,47 @@ func (t *tokenServer) serve(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// granted is what of asked the person has: pull everywhere, since holds decide who reads, and the rest
-// where the name is theirs.
-func (t *tokenServer) granted(ctx context.Context, subject string, asked []regtoken.Access) []regtoken.Access {
+// claims is who asks and what they get.
+func (t *tokenServer) claims(w http.ResponseWriter, r *http.Request, in tokenRequest, asked []regtoken.Access) (regtoken.Claims, error) {
+	ctx := r.Context()
+	if !in.signedIn {
+		return regtoken.Claims{Access: t.granted(ctx, "", asked, credential.Scope{})}, nil
+	}
+	signIn := t.login
+	if credential.IsSecret(in.password) {
+		signIn = t.show
+	}
+	s, scope, err := signIn(r, in)
+	if err != nil {
+		if oci.AsError(err).HTTPStatus() == http.StatusUnauthorized {
+			w.Header().Set("WWW-Authenticate", `Basic realm="`+t.service+`"`)
+		}
+		return regtoken.Claims{}, err
+	}
+	httpx.EventFrom(ctx).DID = s.DID.String()
+	if err := t.blocked(s.DID.String()); err != nil {
+		return regtoken.Claims{}, err
+	}
+	c := regtoken.Claims{Subject: s.DID.String(), Session: s.ID, Access: t.granted(ctx, s.DID.String(), asked, scope)}
+	if len(asked) > 0 && len(c.Access) == 0 {
+		// The credential is for other repositories: what everybody may, its bearer may too, as nobody.
+		c = regtoken.Claims{Access: t.granted(ctx, "", asked, credential.Scope{})}
+	}
+	return c, nil
+}
+
+// granted is what of asked the person has and scope allows: pull everywhere, since holds decide who reads, and
+// the rest where the name is theirs.
+func (t *tokenServer) granted(ctx context.Context, subject string, asked []regtoken.Access, scope credential.Scope) []regtoken.Access {
 	var out []regtoken.Access
 	for _, a := range asked {
 		g := regtoken.Access{Type: a.Type, Name: a.Name}
+		own := ""
+		if t.isOwner(ctx, subject, a.Name) {
+			_, own, _ = strings.Cut(a.Name, "/")
+		}
 		for _, action := range a.Actions {
-			if action == regtoken.Pull || t.isOwner(ctx, subject, a.Name) {
+			if (action == regtoken.Pull || own != "") && scope.Allows(own, action) {
 				g.Actions = append(g.Actions, action)
 			}
 		}
@@ -201,8 +227,35 @@ func splitUser(text string) (user, password string) {
 	return text[:end-1], text[end:]
 }
 
-// login signs a person in at their own PDS.
-func (t *tokenServer) login(r *http.Request, in tokenRequest) (session.Session, error) {
+// show finds whose device or access token was shown. The user name says nothing that the secret does not:
+// somebody else's is refused, and one that is nobody's any more (a handle that was changed) is not looked at.
+//
+// The session is the person's sign-in on the web, which the credential acts with.
+func (t *tokenServer) show(r *http.Request, in tokenRequest) (session.Session, credential.Scope, error) {
+	ctx := r.Context()
+	c, err := t.credentials.Verify(ctx, in.password)
+	if errors.Is(err, credential.ErrUnknown) {
+		return session.Session{}, c.Scope, unauthorized(err, "this device or access token is not known, was revoked, or has expired: sign in again with docker-credential-atcr login %s, or make a new one at %s/settings", t.service, t.baseURL)
+	}
+	if err != nil {
+		return session.Session{}, c.Scope, err
+	}
+	if name, err := parseIdentity(in.user); err == nil {
+		if who, err := t.directory.Lookup(ctx, name); err == nil && who.DID != c.DID {
+			return session.Session{}, c.Scope, unauthorized(nil, "that device or access token is not %.100s's", in.user)
+		}
+	}
+	s, err := sessionOf(ctx, t.directory, t.sessions, c.DID)
+	return s, c.Scope, sessionError(t.baseURL, err)
+}
+
+// login signs a person in at their own PDS by an app password.
+func (t *tokenServer) login(r *http.Request, in tokenRequest) (session.Session, credential.Scope, error) {
+	s, err := t.loginByPassword(r, in)
+	return s, credential.Scope{}, err
+}
+
+func (t *tokenServer) loginByPassword(r *http.Request, in tokenRequest) (session.Session, error) {
 	name, err := parseIdentity(in.user)
 	if err != nil {
 		return session.Session{}, unauthorized(nil, "%.100q is neither a handle nor a DID: log in with your handle, like alice.example.com", in.user)
