@@ -198,6 +198,14 @@ func TestChooseHold(t *testing.T) {
 	if r := read(bob); string(r.DID) != n.private.did || r.Default || r.OthersRead || r.Role != "owner" || !r.MayWrite {
 		t.Errorf("bob chose %+v", r)
 	}
+	list := request(t, http.MethodGet, n.base+"/auth/holds", nil, "Authorization", "Bearer "+bob)
+	if !strings.Contains(list.body, n.private.did) || !strings.Contains(list.body, n.public.did) {
+		t.Errorf("bob's holds: %s", list.body)
+	}
+	list = request(t, http.MethodGet, n.base+"/auth/holds", nil, "Authorization", "Bearer "+alice)
+	if strings.Contains(list.body, n.private.did) || !strings.Contains(list.body, n.public.did) {
+		t.Errorf("alice's holds: %s", list.body)
+	}
 	if a, _ := n.form("/auth/hold", alice, "hold", n.public.did); a.status != 200 {
 		t.Fatalf("alice: %d %s", a.status, a.body)
 	}

@@ -48,6 +48,7 @@ func (d *deviceServer) routes() map[string]httpx.Handler {
 		"POST /auth/device/revoke": d.postRevoke,
 		"GET /auth/hold":           d.getHold,
 		"POST /auth/hold":          d.postHold,
+		"GET /auth/holds":          d.getHolds,
 	}
 }
 
@@ -223,6 +224,21 @@ func (d *deviceServer) getHold(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	xrpc.WriteJSON(w, http.StatusOK, report)
+	return nil
+}
+
+// getHolds lists the holds where the person may write.
+func (d *deviceServer) getHolds(w http.ResponseWriter, r *http.Request) error {
+	c, err := d.bearer(r)
+	if err != nil {
+		return err
+	}
+	s, err := d.liveSession(r.Context(), c.DID)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	xrpc.WriteJSON(w, http.StatusOK, map[string]any{"holds": d.choice.known(r.Context(), s)})
 	return nil
 }
 

@@ -128,6 +128,12 @@ func (h *Helper) hold(ctx context.Context, registry, secret string) (r holdRepor
 	return r, err
 }
 
+func (h *Helper) knownHolds(ctx context.Context, registry, secret string) ([]holdReport, error) {
+	var out struct{ Holds []holdReport }
+	err := h.call(ctx, registry, "GET", "/auth/holds", secret, nil, &out)
+	return out.Holds, err
+}
+
 func (h *Helper) useHold(ctx context.Context, registry, secret, hold string) (r holdReport, err error) {
 	err = h.call(ctx, registry, "POST", "/auth/hold", secret, url.Values{"hold": {hold}}, &r)
 	return r, err

@@ -362,13 +362,21 @@ func (d *doctor) head(ctx context.Context, kind string, digest oci.Digest, size 
 	return nil
 }
 
-// ask is a request to the registry. The answer's body is closed.
-func (d *doctor) ask(ctx context.Context, method, path, token string) (*http.Response, error) {
+// answered is a response without its body.
+type answered struct {
+	StatusCode    int
+	Status        string
+	Header        http.Header
+	ContentLength int64
+}
+
+// ask is a request to the registry.
+func (d *doctor) ask(ctx context.Context, method, path, token string) (answered, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, baseURL(d.registry)+path, nil)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
@@ -376,7 +384,7 @@ func (d *doctor) ask(ctx context.Context, method, path, token string) (*http.Res
 	req.Header.Set("Accept", strings.Join([]string{oci.MediaTypeImageManifest, oci.MediaTypeImageIndex, oci.MediaTypeDockerManifest, oci.MediaTypeDockerManifestList, "*/*"}, ", "))
 	res, err := d.helper.Client.Do(req)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
-	return res, res.Body.Close()
+	return answered{res.StatusCode, res.Status, res.Header, res.ContentLength}, res.Body.Close()
 }

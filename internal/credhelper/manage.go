@@ -194,7 +194,7 @@ func (p *Program) holdCommand() *cobra.Command {
 	c.PersistentFlags().StringVar(&registry, "registry", "", "the registry, where you are signed in to several")
 	c.PersistentFlags().StringVar(&who, "account", "", "handle or DID, where several are signed in")
 	c.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON")
-	act := func(f func(ctx context.Context, h *Helper, registry, secret string) (holdReport, error)) func(*cobra.Command) error {
+	act := func(f func(ctx context.Context, h *Helper, registry, secret string) ([]holdReport, error)) func(*cobra.Command) error {
 		return func(c *cobra.Command) error {
 			var args []string
 			if registry != "" {
@@ -216,22 +216,32 @@ func (p *Program) holdCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			report, err := f(c.Context(), h, at, secret)
-			if err != nil {
+			reports, err := f(c.Context(), h, at, secret)
+			switch {
+			case err != nil:
 				return err
+			case asJSON:
+				return p.printJSON(reports)
 			}
-			if asJSON {
-				return p.printJSON(report)
+			for _, report := range reports {
+				p.printHold(a, report)
 			}
-			p.printHold(a, report)
 			return nil
 		}
 	}
 	c.AddCommand(&cobra.Command{
 		Use: "show", Short: "show the hold that your pushes go to", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return act(func(ctx context.Context, h *Helper, registry, secret string) (holdReport, error) {
-				return h.hold(ctx, registry, secret)
+			return act(func(ctx context.Context, h *Helper, registry, secret string) ([]holdReport, error) {
+				report, err := h.hold(ctx, registry, secret)
+				return []holdReport{report}, err
+			})(c)
+		},
+	}, &cobra.Command{
+		Use: "list", Short: "list the holds where you may write, as far as the registry knows", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return act(func(ctx context.Context, h *Helper, registry, secret string) ([]holdReport, error) {
+				return h.knownHolds(ctx, registry, secret)
 			})(c)
 		},
 	}, &cobra.Command{
@@ -241,8 +251,9 @@ func (p *Program) holdCommand() *cobra.Command {
 			if hold == "default" {
 				hold = ""
 			}
-			return act(func(ctx context.Context, h *Helper, registry, secret string) (holdReport, error) {
-				return h.useHold(ctx, registry, secret, hold)
+			return act(func(ctx context.Context, h *Helper, registry, secret string) ([]holdReport, error) {
+				report, err := h.useHold(ctx, registry, secret, hold)
+				return []holdReport{report}, err
 			})(c)
 		},
 	})
@@ -254,7 +265,11 @@ func (p *Program) printHold(a Account, r holdReport) {
 	if r.Default {
 		why = "the default of " + a.Registry
 	}
-	p.print("Pushes of %s go to %s (%s).", a.username(), r.DID, why)
+	if r.Chosen {
+		p.print("Pushes of %s go to %s (%s).", a.username(), r.DID, why)
+	} else {
+		p.print("%s", r.DID)
+	}
 	if r.URL != "" {
 		p.print("  address      %s", r.URL)
 	}
