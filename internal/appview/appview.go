@@ -181,7 +181,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	})
 	address := func(r *http.Request) string { return a.clientAddress(r).String() }
 	greeter := &greeter{sessions: sessions, holds: holds, logger: a.logger, clock: now}
-	a.credentials, err = credential.Open(ctx, a.db, credential.Config{Secret: secret, Now: now})
+	a.credentials, err = credential.Open(ctx, a.db, credential.Config{Secret: secrets[0], Accepted: secrets[1:], Now: now})
 	if err != nil {
 		return err
 	}

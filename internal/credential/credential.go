@@ -82,13 +82,15 @@ const (
 type Config struct {
 	// Secret keys the hashes, at least 32 bytes. Another one ends every credential.
 	Secret []byte
-	Now    func() time.Time // nil: time.Now
+	// Accepted are earlier secrets: what was made with them goes on, and is hashed anew when it is used.
+	Accepted [][]byte
+	Now      func() time.Time // nil: time.Now
 }
 
 // Store is all credentials of the processes that share a database. Safe for concurrent use.
 type Store struct {
 	db      *sqldb.DB
-	key     []byte
+	keys    [][]byte // the one for what is new, and earlier ones
 	now     func() time.Time
 	asked   *httpx.Limiter // codes, by address
 	guessed *httpx.Limiter // wrong user codes, by who tries
@@ -96,29 +98,35 @@ type Store struct {
 
 // Open brings db's tables to their newest form.
 func Open(ctx context.Context, db *sqldb.DB, c Config) (*Store, error) {
-	if len(c.Secret) < 32 {
-		return nil, errors.New("credential: the secret is shorter than 32 bytes")
-	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	key, err := hkdf.Key(sha256.New, c.Secret, nil, "atcr credential hash", 32)
-	if err != nil {
-		return nil, fmt.Errorf("credential: %w", err)
+	var keys [][]byte
+	for _, secret := range append([][]byte{c.Secret}, c.Accepted...) {
+		if len(secret) < 32 {
+			return nil, errors.New("credential: the secret is shorter than 32 bytes")
+		}
+		key, err := hkdf.Key(sha256.New, secret, nil, "atcr credential hash", 32)
+		if err != nil {
+			return nil, fmt.Errorf("credential: %w", err)
+		}
+		keys = append(keys, key)
 	}
 	if err := db.Migrate(ctx, "credential", migrations); err != nil {
 		return nil, err
 	}
 	return &Store{
-		db: db, key: key, now: c.Now,
+		db: db, keys: keys, now: c.Now,
 		asked:   httpx.NewLimiter(maxCodesPerAddress, limitWindow, c.Now),
 		guessed: httpx.NewLimiter(maxGuesses, limitWindow, c.Now),
 	}, nil
 }
 
 // hash finds a secret again. Without the key it tells nothing.
-func (s *Store) hash(kind, secret string) []byte {
-	h := hmac.New(sha256.New, s.key)
+func (s *Store) hash(kind, secret string) []byte { return hashBy(s.keys[0], kind, secret) }
+
+func hashBy(key []byte, kind, secret string) []byte {
+	h := hmac.New(sha256.New, key)
 	h.Write([]byte(kind))
 	h.Write([]byte{0})
 	h.Write([]byte(secret))
@@ -138,8 +146,14 @@ func (s *Store) Verify(ctx context.Context, secret string) (Credential, error) {
 	if !IsSecret(secret) || len(secret) > 128 {
 		return Credential{}, ErrUnknown
 	}
-	c, err := scan(s.db.Reader().QueryRowContext(ctx,
-		`SELECT `+columns+` FROM credential WHERE hash = ?`, s.hash("secret", secret)))
+	var c Credential
+	err := sql.ErrNoRows
+	old := false
+	for i := 0; i < len(s.keys) && errors.Is(err, sql.ErrNoRows); i++ {
+		old = i > 0
+		c, err = scan(s.db.Reader().QueryRowContext(ctx,
+			`SELECT `+columns+` FROM credential WHERE hash = ?`, hashBy(s.keys[i], "secret", secret)))
+	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return Credential{}, ErrUnknown
 	}
@@ -150,8 +164,8 @@ func (s *Store) Verify(ctx context.Context, secret string) (Credential, error) {
 	if s.dead(c, now) {
 		return Credential{}, ErrUnknown
 	}
-	if now.Sub(c.UsedAt) >= usedStep {
-		if err := s.touch(ctx, c.ID, now); err != nil {
+	if now.Sub(c.UsedAt) >= usedStep || old {
+		if err := s.touch(ctx, c.ID, s.hash("secret", secret), now); err != nil {
 			return Credential{}, err
 		}
 		c.UsedAt = now
@@ -275,9 +289,9 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, c Credential, secret str
 	return err
 }
 
-func (s *Store) touch(ctx context.Context, id string, now time.Time) error {
+func (s *Store) touch(ctx context.Context, id string, hash []byte, now time.Time) error {
 	err := s.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `UPDATE credential SET used_at = ? WHERE id = ?`, now.Unix(), id)
+		_, err := tx.ExecContext(ctx, `UPDATE credential SET used_at = ?, hash = ? WHERE id = ?`, now.Unix(), hash, id)
 		return err
 	})
 	if err != nil {

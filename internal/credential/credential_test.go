@@ -48,14 +48,18 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) open(t *testing.T, secret byte) {
+func (w *world) open(t *testing.T, secret byte, accepted ...byte) {
 	t.Helper()
 	db, err := sqldb.Open(t.Context(), w.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
-	if w.Store, err = Open(t.Context(), db, Config{Secret: bytes.Repeat([]byte{secret}, 32), Now: w.now}); err != nil {
+	c := Config{Secret: bytes.Repeat([]byte{secret}, 32), Now: w.now}
+	for _, b := range accepted {
+		c.Accepted = append(c.Accepted, bytes.Repeat([]byte{b}, 32))
+	}
+	if w.Store, err = Open(t.Context(), db, c); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -326,5 +330,13 @@ func TestAtRest(t *testing.T) {
 	w.open(t, 2)
 	if _, err := w.Verify(t.Context(), secret); !errors.Is(err, ErrUnknown) {
 		t.Errorf("with another key: %v", err)
+	}
+	w.open(t, 2, 1) // the key is exchanged: what is used in the meantime goes on
+	if _, err := w.Verify(t.Context(), secret); err != nil {
+		t.Errorf("while the key is exchanged: %v", err)
+	}
+	w.open(t, 2)
+	if _, err := w.Verify(t.Context(), secret); err != nil {
+		t.Errorf("after the key was exchanged: %v", err)
 	}
 }
