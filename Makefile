@@ -11,7 +11,7 @@ ARGS ?=
 
 INSTALL := CGO_ENABLED=0 $(GO) run ./test/components/install
 TREES := $(wildcard cmd internal api test)
-# Tests that need no servers but versitygw, and those that run in the network of real ones.
+# Tests that need no servers but versitygw and PostgreSQL, and those that run in the network of real ones.
 UNIT = $$($(GO) list ./... | grep -v '^atcr.io/test/')
 E2E := ./test/e2e/...
 
@@ -38,7 +38,7 @@ check: gofmt vet lint generated quick ## what a commit must pass, in two minutes
 
 .PHONY: quick
 quick:
-	@$(INSTALL) versitygw
+	@$(INSTALL) versitygw postgres
 	$(GO) test -short -timeout 5m $(UNIT) ./test/imports
 
 .PHONY: gofmt

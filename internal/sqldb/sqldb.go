@@ -1,7 +1,14 @@
-// Package sqldb opens the SQLite databases of the daemons: pragmas, one writer, a pool of readers, migrations.
+// Package sqldb opens the databases of the daemons: one writer, a pool of readers, migrations. A database is a
+// SQLite file, or one on a PostgreSQL server (sqldb/postgres), with the same SQL for both.
 //
 // It owns how a database is opened and changed, and refuses to own what is in it: tables, queries and
 // their meaning belong to the packages that call it.
+//
+// What SQL for both keeps to: placeholders are ? or ?1; tables are written for SQLite and translated (see
+// Translate); INTEGER columns hold booleans (WHERE gone = 1, arguments may be bool); BLOB columns take []byte
+// and TEXT columns string, valid UTF-8 without a NUL; TEXT is ordered by its bytes; ON CONFLICT names its
+// columns; a new row's id comes by RETURNING, not LastInsertId; LIKE is not used, since PostgreSQL's heeds
+// case; nor is anything that only one of the two has, outside of a section of a migration that is for it.
 package sqldb
 
 import (
@@ -28,9 +35,10 @@ var ErrCorrupt = errors.New("the database file is damaged")
 // ErrFull says that the disk has no room for what was to be written. Nothing was.
 var ErrFull = errors.New("the disk of the database is full")
 
-// DB is one SQLite file in WAL mode. Writers wait for each other in the process, not in SQLite,
-// where waiting is polling. Safe for concurrent use.
+// DB is a database. One SQLite file in WAL mode: writers wait for each other in the process, not in SQLite,
+// where waiting is polling. Or one on a server, where several processes share it. Safe for concurrent use.
 type DB struct {
+	server  *Server    // nil: SQLite
 	mu      sync.Mutex // held by the one write transaction
 	durable *sql.DB    // synchronous=FULL
 	relaxed *sql.DB    // synchronous=NORMAL
@@ -101,9 +109,12 @@ func dsn(path, synchronous, mode string) string {
 	return "file:" + (&url.URL{Path: abs}).EscapedPath() + "?" + q.Encode()
 }
 
-// Write runs fn in the one write transaction. On a nil error what fn wrote has reached the disk.
+// Write runs fn in a write transaction that is as if there were no other at the same time, of this process or
+// another. On a nil error what fn wrote has reached the disk.
 //
-// fn must use tx alone: a second Write inside it would wait for itself. An error or panic of fn rolls back.
+// fn must use tx alone: a second Write inside it would wait for itself. An error or panic of fn rolls back. On
+// a server fn runs again where its transaction met another one: it sets what it returns anew each time, and
+// does nothing that cannot be undone.
 func (db *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) error {
 	return db.write(ctx, db.durable, fn)
 }
@@ -115,9 +126,17 @@ func (db *DB) WriteRelaxed(ctx context.Context, fn func(tx *sql.Tx) error) error
 }
 
 func (db *DB) write(ctx context.Context, pool *sql.DB, fn func(tx *sql.Tx) error) error {
+	if db.server != nil {
+		return db.server.write(ctx, pool, fn)
+	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	tx, err := pool.BeginTx(ctx, nil)
+	return transact(ctx, pool, nil, fn)
+}
+
+// transact runs fn in a transaction, once.
+func transact(ctx context.Context, pool *sql.DB, options *sql.TxOptions, fn func(tx *sql.Tx) error) error {
+	tx, err := pool.BeginTx(ctx, options)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
@@ -142,9 +161,32 @@ func full(err error) error {
 // Reader is the pool for queries. It cannot write. A query that began sees no later write.
 func (db *DB) Reader() *sql.DB { return db.reader }
 
+// ForUpdate is what a SELECT in Write ends with that is to wait for others who change the same rows: " FOR
+// UPDATE" on a server, nothing on SQLite, where Write has already waited. It saves a second run of Write's fn.
+func (db *DB) ForUpdate() string {
+	if db.server != nil {
+		return " FOR UPDATE"
+	}
+	return ""
+}
+
+// SkipLocked is ForUpdate for a SELECT that leaves rows out which others are about to change.
+func (db *DB) SkipLocked() string {
+	if db.server != nil {
+		return " FOR UPDATE SKIP LOCKED"
+	}
+	return ""
+}
+
+// OnServer tells whether the database is one on a server, rather than a SQLite file.
+func (db *DB) OnServer() bool { return db.server != nil }
+
 // CopyTo writes the database as it stands into a new file (mode 0600), while others read and write. The file
-// must not exist. On an error it may be there in part.
+// must not exist. On an error it may be there in part. A database on a server is copied by its own tools.
 func (db *DB) CopyTo(ctx context.Context, path string) error {
+	if db.server != nil {
+		return errors.New("copy database: it is on a server: use pg_dump")
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("copy database: %w", err)
@@ -163,7 +205,7 @@ func (db *DB) CopyTo(ctx context.Context, path string) error {
 	return nil
 }
 
-// Path is the file's path as given to Open.
+// Path is the file's path as given to Open, "" for a database on a server.
 func (db *DB) Path() string { return db.path }
 
 // Close waits for the running write and closes every connection.
@@ -177,47 +219,4 @@ func (db *DB) Close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Migrate brings the tables of one component to their newest form. migrations is append-only: entry i is
-// the SQL that leads from version i to i+1, run once, each in its own transaction.
-//
-// Errors: ErrNewerSchema where the file has more versions than the program knows.
-func (db *DB) Migrate(ctx context.Context, component string, migrations []string) error {
-	err := db.Write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS schema_version (
-			component TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT`)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("migrate %s: %w", component, err)
-	}
-	for {
-		done := false
-		err := db.Write(ctx, func(tx *sql.Tx) error {
-			var version int
-			err := tx.QueryRowContext(ctx, `SELECT version FROM schema_version WHERE component = ?`, component).Scan(&version)
-			if err != nil && !errors.Is(err, sql.ErrNoRows) {
-				return err
-			}
-			if version > len(migrations) {
-				return fmt.Errorf("%w: %s has version %d, this program knows %d", ErrNewerSchema, component, version, len(migrations))
-			}
-			if done = version == len(migrations); done {
-				return nil
-			}
-			if _, err := tx.ExecContext(ctx, migrations[version]); err != nil {
-				return fmt.Errorf("version %d: %w", version+1, err)
-			}
-			_, err = tx.ExecContext(ctx, `INSERT INTO schema_version (component, version) VALUES (?, ?)
-				ON CONFLICT (component) DO UPDATE SET version = excluded.version`, component, version+1)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("migrate %s: %w", component, err)
-		}
-		if done {
-			return nil
-		}
-	}
 }

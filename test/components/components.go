@@ -1,5 +1,6 @@
 // Package components owns starting and stopping the servers that the tests run against and that nobody here
-// wrote: the reference PDS with its PLC directory, an S3 server, a docker daemon, the distribution registry.
+// wrote: the reference PDS with its PLC directory, an S3 server, PostgreSQL, a docker daemon, the distribution
+// registry.
 // It refuses to know anything of ATCR, and to skip: a component that is missing fails the test.
 //
 // Each server gets free ports on loopback and a folder of its own, so that tests start as many as they like
@@ -33,8 +34,8 @@ type TB interface {
 	TempDir() string
 }
 
-// Path is where the program of a component lies: crane, regctl, versitygw, registry, skopeo, docker, dockerd,
-// strace, curl or node. A missing one fails the test.
+// Path is where the program of a component lies: crane, regctl, versitygw, registry, postgres, skopeo, docker,
+// dockerd, strace, curl or node. A missing one fails the test.
 func Path(tb TB, name string) string {
 	tb.Helper()
 	path, err := toolbox.Path(name)
@@ -105,7 +106,11 @@ func start(tb TB, name string, cmd *exec.Cmd) *process {
 	if cmd.Stdout == nil {
 		cmd.Stdout = p.output
 	}
-	cmd.SysProcAttr = ownGroup()
+	group := ownGroup()
+	if cmd.SysProcAttr != nil {
+		group.Credential = cmd.SysProcAttr.Credential
+	}
+	cmd.SysProcAttr = group
 	cmd.WaitDelay = 5 * time.Second
 	started := make(chan error, 1)
 	go func() {

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/minio/minio-go/v7"
 
 	"atcr.io/test/components/toolbox"
@@ -23,7 +24,7 @@ import (
 func TestPrograms(t *testing.T) {
 	t.Parallel()
 	for name, version := range map[string]string{
-		"crane": "version", "regctl": "version", "versitygw": "--version", "registry": "--version",
+		"crane": "version", "regctl": "version", "versitygw": "--version", "registry": "--version", "postgres": "--version", "initdb": "--version",
 		"skopeo": "--version", "docker": "--version", "dockerd": "--version", "strace": "--version", "node": "--version", "gcc": "--version",
 	} {
 		out, err := exec.CommandContext(t.Context(), Path(t, name), version).CombinedOutput()
@@ -54,6 +55,23 @@ func TestVersityGW(t *testing.T) {
 	}
 	if status, _ := get(t, s3.Endpoint+"/bucket/a/key"); status != http.StatusForbidden {
 		t.Errorf("an unsigned request is answered with %d", status)
+	}
+}
+
+// Would catch a database server without databases, or whose databases are one.
+func TestPostgres(t *testing.T) {
+	t.Parallel()
+	server := StartPostgres(t)
+	for range 2 {
+		c, err := pgx.Connect(t.Context(), server.CreateDatabase(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var bigger bool
+		_, err = c.Exec(t.Context(), "CREATE TABLE t (a TEXT)")
+		if err := errors.Join(err, c.QueryRow(t.Context(), "SELECT 'B' > 'a'").Scan(&bigger), c.Close(t.Context())); err != nil || !bigger {
+			t.Errorf("text in a language's order: %v, %v", bigger, err)
+		}
 	}
 }
 

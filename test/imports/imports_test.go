@@ -64,14 +64,14 @@ func TestImports(t *testing.T) {
 }
 
 // Would catch what arrives in a binary by way of others: the dev network in a daemon, packages of indigo that
-// register metrics twice, a database in the credential helper.
+// register metrics twice, a database in the credential helper, a database server's driver in a hold.
 func TestLinked(t *testing.T) {
 	t.Parallel()
 	everywhere := []string{indigo + "carstore", indigo + "events", indigo + "repomgr", "mattn/go-sqlite3"}
 	unwanted := map[string][]string{
-		"cmd/atcr-hold":              {module + "internal/devnet", module + "internal/appview", module + "test/"},
+		"cmd/atcr-hold":              {module + "internal/devnet", module + "internal/appview", module + "test/", postgres},
 		"cmd/atcr-appview":           {module + "internal/devnet", module + "internal/hold", module + "test/"},
-		"cmd/docker-credential-atcr": {module + "internal/devnet", "database/sql", "minio-go"},
+		"cmd/docker-credential-atcr": {module + "internal/devnet", "database/sql", "minio-go", postgres},
 	}
 	for _, p := range list(t) {
 		if !strings.HasPrefix(p.ImportPath, module+"cmd/") {
@@ -130,6 +130,9 @@ func TestViolation(t *testing.T) {
 		{"internal/devnet", module + "internal/pds", true},
 		{"internal/devnet", module + "internal/hold", false},
 		{"internal/hold", module + "test/components", false},
+		{"internal/sqldb/postgres", postgres + "/v5", true},
+		{"internal/session", postgres + "/v5/pgconn", false},
+		{"test/components", postgres + "/v5", true},
 		{"internal/stranger", module + "internal/oci", false},
 		{"internal/hold", module + "internal/stranger", false},
 		{"api/atcr", module + "internal/oci", false},

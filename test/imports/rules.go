@@ -10,6 +10,8 @@ import (
 const (
 	module = "atcr.io/"
 	indigo = "github.com/bluesky-social/indigo/"
+	// postgres is the driver of PostgreSQL.
+	postgres = "github.com/jackc/pgx"
 )
 
 // layers are the folders under internal/, lowest first. A package imports from lower layers, from its own
@@ -71,6 +73,9 @@ func violation(from, to string) string {
 		return ""
 	}
 	source := folder(from)
+	if strings.HasPrefix(to, postgres) && source != "internal/sqldb" && !strings.HasPrefix(source, "test/") {
+		return "database servers are internal/sqldb's"
+	}
 	for _, prefix := range never[source] {
 		if strings.HasPrefix(to, prefix) {
 			return source + " knows nothing of it"

@@ -43,7 +43,9 @@ var debian = map[string][]string{
 	"gcc":        {"gcc", "libc6-dev"},
 	"iptables":   {"iptables"},
 	"make":       {"make"},
+	"initdb":     {"postgresql"},
 	"npm":        {"nodejs", "npm"},
+	"postgres":   {"postgresql"},
 	"python3":    {"python3"},
 	"runc":       {"runc"},
 	"skopeo":     {"skopeo"},
@@ -52,13 +54,14 @@ var debian = map[string][]string{
 
 // needs are the programs that another component is built or run with.
 var needs = map[string][]string{
-	"devnet":  {"npm", "gcc", "g++", "make", "python3"},
-	"dockerd": {"docker", "containerd", "runc", "iptables"},
+	"devnet":   {"npm", "gcc", "g++", "make", "python3"},
+	"dockerd":  {"docker", "containerd", "runc", "iptables"},
+	"postgres": {"initdb"},
 }
 
 // Default is what `make test` and `make bench` need: everything but the linter.
 func Default() []string {
-	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "crane", "regctl", "versitygw", "registry", "conformance"}
+	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "postgres", "crane", "regctl", "versitygw", "registry", "conformance"}
 }
 
 const nodeVersion = "22.23.3"
@@ -81,7 +84,11 @@ func Path(name string) (string, error) {
 		path = filepath.Join(nodeDir(cache), "bin", "node")
 	case debian[name] != nil:
 		// Debian's own first: another docker on the PATH may be of another version than the daemon.
-		for _, dir := range append([]string{"/usr/bin", "/usr/sbin"}, filepath.SplitList(os.Getenv("PATH"))...) {
+		dirs := []string{"/usr/bin", "/usr/sbin"}
+		if server, err := filepath.Glob("/usr/lib/postgresql/*/bin"); err == nil { // where its package keeps it
+			dirs = append(dirs, server...)
+		}
+		for _, dir := range append(dirs, filepath.SplitList(os.Getenv("PATH"))...) {
 			if _, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 				return filepath.Join(dir, name), nil
 			}
