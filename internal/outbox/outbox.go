@@ -32,7 +32,9 @@ const (
 	longestPause  = time.Hour
 	holdBackFor   = time.Minute
 	deliverWithin = time.Minute
-	lookEvery     = 5 * time.Second
+	// claimedFor is how long a message is one process's to deliver: where it ends meanwhile, another does it then.
+	claimedFor = 2 * deliverWithin
+	lookEvery  = 5 * time.Second
 )
 
 // Message is one to be delivered. Body is at most 1 MiB.
@@ -63,18 +65,17 @@ CREATE TABLE outbox (
 	body BLOB NOT NULL, created_at INTEGER NOT NULL, due_at INTEGER NOT NULL, attempts INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX outbox_lane ON outbox (sender, recipient, id);
+`, `
+ALTER TABLE outbox ADD COLUMN claimed_until INTEGER NOT NULL DEFAULT 0;
 `}
 
-// Outbox delivers in the background until Close.
+// Outbox delivers in the background until Close, beside the outboxes of other processes that share the database.
 type Outbox struct {
 	config    Config
 	wake      chan struct{}
 	stop      context.CancelFunc
 	running   sync.WaitGroup
 	delivered *prometheus.CounterVec
-
-	mu   sync.Mutex
-	busy map[[2]string]bool // lanes that are being delivered
 }
 
 // Open migrates the table and takes up what an earlier process left.
@@ -85,7 +86,7 @@ func Open(ctx context.Context, c Config) (*Outbox, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	o := &Outbox{config: c, wake: make(chan struct{}, 1), busy: map[[2]string]bool{}}
+	o := &Outbox{config: c, wake: make(chan struct{}, 1)}
 	if err := o.measure(); err != nil {
 		return nil, err
 	}
@@ -119,22 +120,19 @@ func (o *Outbox) measure() error {
 // Errors: ErrFull, the database's.
 func (o *Outbox) Add(ctx context.Context, m Message) (id int64, err error) {
 	now := o.config.Now()
+	var own, all int
+	// Not in the transaction, which would then meet every other one: a few messages too many do no harm.
+	err = o.config.DB.Reader().QueryRowContext(ctx, `SELECT (SELECT count(*) FROM outbox WHERE sender = ?), (SELECT count(*) FROM outbox)`, m.Sender).
+		Scan(&own, &all)
+	if err == nil && (own >= perSender || all >= inAll) {
+		err = ErrFull
+	}
+	if err != nil {
+		return 0, fmt.Errorf("keep a message: %w", err)
+	}
 	err = o.config.DB.WriteRelaxed(ctx, func(tx *sql.Tx) error {
-		var own, all int
-		err := tx.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM outbox WHERE sender = ?), (SELECT count(*) FROM outbox)`, m.Sender).Scan(&own, &all)
-		if err != nil {
-			return err
-		}
-		if own >= perSender || all >= inAll {
-			return ErrFull
-		}
-		result, err := tx.ExecContext(ctx, `INSERT INTO outbox (sender, recipient, kind, session, body, created_at, due_at, attempts) VALUES (?,?,?,?,?,?,?,0)`,
-			m.Sender, m.To, m.Kind, m.Session, m.Body, now.UnixMilli(), now.Add(holdBackFor).UnixMilli())
-		if err != nil {
-			return err
-		}
-		id, err = result.LastInsertId()
-		return err
+		return tx.QueryRowContext(ctx, `INSERT INTO outbox (sender, recipient, kind, session, body, created_at, due_at, attempts) VALUES (?,?,?,?,?,?,?,0)
+			RETURNING id`, m.Sender, m.To, m.Kind, m.Session, m.Body, now.UnixMilli(), now.Add(holdBackFor).UnixMilli()).Scan(&id)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("keep a message: %w", err)
@@ -190,17 +188,12 @@ func (o *Outbox) run(ctx context.Context) {
 	}
 }
 
-// next delivers the oldest message that is due, is the first of its lane, and whose lane nobody works on.
+// next delivers the message that is due longest, is the first of its lane, and that nobody else delivers.
 func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
 	m, attempts, err := o.claim(ctx)
 	if err != nil || m.ID == 0 {
 		return false, err
 	}
-	defer func() {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		delete(o.busy, [2]string{m.Sender, m.To})
-	}()
 	deliver, cancel := context.WithTimeout(ctx, deliverWithin)
 	failed := o.config.Deliver(deliver, m)
 	cancel()
@@ -213,35 +206,49 @@ func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
 		o.delivered.WithLabelValues("refused").Inc()
 		o.config.Logger.Warn("a message is given up", "kind", m.Kind, "sender", m.Sender, "to", m.To, "error", failed)
 		return true, o.Drop(keep, m.ID)
-	case ctx.Err() != nil:
-		return false, nil // stopping: it stays due
+	case ctx.Err() != nil: // stopping: it stays due
+		return false, o.exec(keep, `UPDATE outbox SET claimed_until = 0 WHERE id = ?`, m.ID)
 	}
 	o.delivered.WithLabelValues("later").Inc()
 	o.config.Logger.Info("a message is sent again later", "kind", m.Kind, "sender", m.Sender, "to", m.To, "attempts", attempts+1, "error", failed)
 	pause := min(firstPause<<min(attempts, 20), longestPause)
-	return true, o.exec(keep, `UPDATE outbox SET attempts = attempts + 1, due_at = ? WHERE id = ?`, o.config.Now().Add(pause).UnixMilli(), m.ID)
+	return true, o.exec(keep, `UPDATE outbox SET attempts = attempts + 1, claimed_until = 0, due_at = ? WHERE id = ?`, o.config.Now().Add(pause).UnixMilli(), m.ID)
 }
 
+// due are messages that may be delivered: their time has come, no older one of their lane is there, and nobody
+// else delivers them. So who claims a message has its lane.
+const due = `FROM outbox o WHERE o.due_at <= ?1 AND o.claimed_until <= ?1
+	AND NOT EXISTS (SELECT 1 FROM outbox p WHERE p.sender = o.sender AND p.recipient = o.recipient AND p.id < o.id)
+	ORDER BY o.due_at LIMIT 1`
+
+// claim takes the message that is due longest; its ID is 0 for none.
 func (o *Outbox) claim(ctx context.Context) (m Message, attempts int, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	rows, err := o.config.DB.Reader().QueryContext(ctx, `SELECT id, sender, recipient, kind, session, body, attempts FROM outbox o
-		WHERE due_at <= ? AND NOT EXISTS (SELECT 1 FROM outbox p WHERE p.sender = o.sender AND p.recipient = o.recipient AND p.id < o.id)
-		ORDER BY due_at LIMIT ?`, o.config.Now().UnixMilli(), atOnce)
+	now := o.config.Now()
+	var id int64 // most often there is none, which a look without a lock tells
+	err = o.config.DB.Reader().QueryRowContext(ctx, `SELECT o.id `+due, now.UnixMilli()).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Message{}, 0, nil
+	}
 	if err != nil {
-		return m, 0, err
+		return Message{}, 0, err
 	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		if err := rows.Scan(&m.ID, &m.Sender, &m.To, &m.Kind, &m.Session, &m.Body, &attempts); err != nil {
-			return Message{}, 0, err
+	err = o.config.DB.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+		m = Message{}
+		err := tx.QueryRowContext(ctx, `SELECT o.id, o.sender, o.recipient, o.kind, o.session, o.body, o.attempts `+due+o.config.DB.SkipLocked(), now.UnixMilli()).
+			Scan(&m.ID, &m.Sender, &m.To, &m.Kind, &m.Session, &m.Body, &attempts)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
 		}
-		if lane := [2]string{m.Sender, m.To}; !o.busy[lane] {
-			o.busy[lane] = true
-			return m, attempts, nil
+		if err != nil {
+			return err
 		}
+		_, err = tx.ExecContext(ctx, `UPDATE outbox SET claimed_until = ? WHERE id = ?`, now.Add(claimedFor).UnixMilli(), m.ID)
+		return err
+	})
+	if err != nil {
+		return Message{}, 0, err
 	}
-	return Message{}, 0, rows.Err()
+	return m, attempts, nil
 }
 
 // Close stops delivering; what is left goes at the next start.

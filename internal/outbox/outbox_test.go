@@ -2,10 +2,10 @@ package outbox_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,10 +17,14 @@ import (
 
 	"atcr.io/internal/outbox"
 	"atcr.io/internal/sqldb"
+	"atcr.io/test/databases"
 )
+
+func TestMain(m *testing.M) { databases.Main(m) }
 
 // world is a database, a clock, and who gets the messages.
 type world struct {
+	kind  databases.Database
 	db    *sqldb.DB
 	ahead atomic.Int64
 
@@ -30,18 +34,9 @@ type world struct {
 	seen  chan string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, d databases.Database) *world {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return &world{db: db, fails: map[string]error{}, seen: make(chan string, 10_000)}
+	return &world{kind: d, db: d.Open(t), fails: map[string]error{}, seen: make(chan string, 10_000)}
 }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
@@ -64,10 +59,12 @@ func (w *world) fail(body string, err error) {
 	w.fails[body] = err
 }
 
-func (w *world) open(t *testing.T) *outbox.Outbox {
+func (w *world) open(t *testing.T) *outbox.Outbox { return w.openOn(t, w.db) }
+
+func (w *world) openOn(t *testing.T, db *sqldb.DB) *outbox.Outbox {
 	t.Helper()
 	o, err := outbox.Open(t.Context(), outbox.Config{
-		DB: w.db, Deliver: w.deliver, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Now: w.now, Prefix: "test",
+		DB: db, Deliver: w.deliver, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Now: w.now, Prefix: "test",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -103,64 +100,138 @@ func (w *world) await(t *testing.T, body string) {
 // deed, one that is lost with the process, and one that is sent for ever.
 func TestDelivery(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	o := w.open(t)
-	w.fail("push", errors.New("down"))
-	w.fail("refused", fmt.Errorf("%w: no", outbox.ErrRefused))
-	ids := []int64{add(t, o, "alice", "hold", "push"), add(t, o, "alice", "hold", "delete"), add(t, o, "bob", "hold", "refused"), add(t, o, "bob", "hold", "after")}
-	never := add(t, o, "carol", "hold", "never done")
-	for _, id := range ids {
-		if err := o.Release(t.Context(), id); err != nil {
+	databases.Each(t, func(t *testing.T, d databases.Database) {
+		w := newWorld(t, d)
+		o := w.open(t)
+		w.fail("push", errors.New("down"))
+		w.fail("refused", fmt.Errorf("%w: no", outbox.ErrRefused))
+		ids := []int64{add(t, o, "alice", "hold", "push"), add(t, o, "alice", "hold", "delete"), add(t, o, "bob", "hold", "refused"), add(t, o, "bob", "hold", "after")}
+		never := add(t, o, "carol", "hold", "never done")
+		for _, id := range ids {
+			if err := o.Release(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.await(t, "after")
+		if err := o.Drop(t.Context(), never); err != nil {
 			t.Fatal(err)
 		}
-	}
-	w.await(t, "after")
-	if err := o.Drop(t.Context(), never); err != nil {
-		t.Fatal(err)
-	}
-	o.Close()
-	w.fail("push", nil)
-	o = w.open(t) // the process was started anew
-	defer o.Close()
-	w.ahead.Store(int64(10 * time.Minute)) // the pause after a failure is over
-	if err := o.Release(t.Context(), 0); err != nil {
-		t.Fatal(err)
-	}
-	w.await(t, "delete")
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if i := slices.Index(w.got, "push"); i < 0 || i > slices.Index(w.got, "delete") || slices.Contains(w.got, "never done") || slices.Contains(w.got, "refused") {
-		t.Errorf("%v", w.got)
-	}
+		o.Close()
+		w.fail("push", nil)
+		o = w.open(t) // the process was started anew
+		defer o.Close()
+		w.ahead.Store(int64(10 * time.Minute)) // the pause after a failure is over
+		if err := o.Release(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		w.await(t, "delete")
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if i := slices.Index(w.got, "push"); i < 0 || i > slices.Index(w.got, "delete") || slices.Contains(w.got, "never done") || slices.Contains(w.got, "refused") {
+			t.Errorf("%v", w.got)
+		}
+	})
 }
 
 // Would catch a message whose sender died between the two and that never goes.
 func TestHeldBack(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	o := w.open(t)
-	add(t, o, "alice", "hold", "held")
-	o.Close()
-	if len(w.got) != 0 {
-		t.Fatal("it went before its deed")
-	}
-	w.ahead.Store(int64(2 * time.Minute))
-	o = w.open(t)
-	defer o.Close()
-	w.await(t, "held")
+	databases.Each(t, func(t *testing.T, d databases.Database) {
+		w := newWorld(t, d)
+		o := w.open(t)
+		add(t, o, "alice", "hold", "held")
+		o.Close()
+		if len(w.got) != 0 {
+			t.Fatal("it went before its deed")
+		}
+		w.ahead.Store(int64(2 * time.Minute))
+		o = w.open(t)
+		defer o.Close()
+		w.await(t, "held")
+	})
 }
 
 // Would catch a sender who fills the disk.
 func TestFull(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	o := w.open(t)
-	defer o.Close()
-	for i := range 1000 {
-		add(t, o, "alice", "hold", fmt.Sprint(i))
-	}
-	if _, err := o.Add(t.Context(), outbox.Message{Sender: "alice", To: "other", Body: []byte("x")}); !errors.Is(err, outbox.ErrFull) {
-		t.Errorf("%v", err)
-	}
-	add(t, o, "bob", "hold", strings.Repeat("x", 100))
+	databases.Each(t, func(t *testing.T, d databases.Database) {
+		w := newWorld(t, d)
+		o := w.open(t)
+		defer o.Close()
+		for i := range 1000 {
+			add(t, o, "alice", "hold", fmt.Sprint(i))
+		}
+		if _, err := o.Add(t.Context(), outbox.Message{Sender: "alice", To: "other", Body: []byte("x")}); !errors.Is(err, outbox.ErrFull) {
+			t.Errorf("%v", err)
+		}
+		add(t, o, "bob", "hold", strings.Repeat("x", 100))
+	})
+}
+
+// Would catch a message that two processes deliver, one that overtakes another of its lane there, and one
+// that is lost with the process that had it.
+func TestTwoProcesses(t *testing.T) {
+	t.Parallel()
+	databases.Each(t, func(t *testing.T, d databases.Database) {
+		w := newWorld(t, d)
+		boxes := []*outbox.Outbox{w.open(t), w.openOn(t, d.Open(t))}
+		const lanes, each = 8, 6
+		for i := range lanes * each {
+			id := add(t, boxes[i%2], fmt.Sprint("sender ", i%lanes), "hold", fmt.Sprint(i))
+			if err := boxes[i%2].Release(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range lanes * each {
+			select {
+			case <-w.seen:
+			case <-time.After(20 * time.Second):
+				t.Fatal("not all came")
+			}
+		}
+		for _, o := range boxes {
+			o.Close()
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		last := map[int]int{}
+		for _, body := range w.got {
+			var i int
+			if _, err := fmt.Sscan(body, &i); err != nil {
+				t.Fatal(err)
+			}
+			if before, ok := last[i%lanes]; ok && before >= i {
+				t.Errorf("%d came after %d", i, before)
+			}
+			last[i%lanes] = i
+		}
+		if len(w.got) != lanes*each {
+			t.Errorf("%d deliveries of %d messages", len(w.got), lanes*each)
+		}
+	})
+}
+
+// Would catch a process that keeps its messages from the others for ever, by ending without a word.
+func TestLostProcess(t *testing.T) {
+	t.Parallel()
+	databases.Each(t, func(t *testing.T, d databases.Database) {
+		w := newWorld(t, d)
+		o := w.open(t)
+		if err := o.Release(t.Context(), add(t, o, "alice", "hold", "first")); err != nil {
+			t.Fatal(err)
+		}
+		w.await(t, "first")
+		o.Close()
+		lost := add(t, o, "alice", "hold", "lost")
+		err := w.db.Write(t.Context(), func(tx *sql.Tx) error { // as the other process had left it
+			_, err := tx.ExecContext(t.Context(), `UPDATE outbox SET due_at = 0, claimed_until = ? WHERE id = ?`, w.now().Add(time.Minute).UnixMilli(), lost)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.ahead.Store(int64(2 * time.Minute))
+		defer w.open(t).Close()
+		w.await(t, "lost")
+	})
 }
