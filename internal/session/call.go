@@ -14,8 +14,12 @@ import (
 	"atcr.io/internal/xrpc"
 )
 
-// renewBefore is how long before its end an access token is renewed.
-const renewBefore = 30 * time.Second
+const (
+	// renewBefore is how long before its end an access token is renewed.
+	renewBefore = 30 * time.Second
+	// rereadAfter is how long tokens are used that another process may have ended or changed.
+	rereadAfter = 10 * time.Second
+)
 
 // Call is a method of the PDS, called in a person's name. Body is kept whole, since a call may be sent again
 // with a renewed token.
@@ -78,7 +82,7 @@ func (s *Store) stale(t *tokens) bool {
 // current is the session with an access token that should be good. Errors: ErrGone.
 func (s *Store) current(ctx context.Context, id string) (*tokens, error) {
 	t, ok := s.live.Get(id)
-	if !ok {
+	if !ok || s.now().Sub(t.read) > rereadAfter {
 		var err error
 		if t, err = s.load(ctx, id); err != nil {
 			return nil, err
@@ -92,12 +96,17 @@ func (s *Store) current(ctx context.Context, id string) (*tokens, error) {
 }
 
 // refreshed is the session with other tokens than old has: those that somebody else got meanwhile, or new
-// ones. A refresh token used twice can end the session, so it is used once at a time, and the answer is
-// kept even where the caller has gone. Errors: ErrGone, *xrpc.UpstreamError.
+// ones. A refresh token used twice can end the session, so it is used once at a time among all processes, and
+// the answer is kept even where the caller has gone. Errors: ErrGone, *xrpc.UpstreamError.
 func (s *Store) refreshed(ctx context.Context, old *tokens) (*tokens, error) {
 	result := s.flight.DoChan("refresh "+old.id, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
+		release, err := s.leases.Take(ctx, "session "+old.id, leaseTime)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
 		t, err := s.refresh(ctx, old)
 		if err == nil {
 			s.live.Add(t.id, t)
@@ -121,7 +130,8 @@ func (s *Store) refresh(ctx context.Context, old *tokens) (*tokens, error) {
 		s.live.Remove(old.id)
 		return nil, err
 	}
-	if kept.access != old.access && !s.stale(kept) { // another process was faster
+	// Another process was faster. Two access tokens of one second may be equal; refresh tokens never are.
+	if (kept.refresh != old.refresh || kept.access != old.access) && !s.stale(kept) {
 		return kept, nil
 	}
 	var out sessionAnswer
@@ -135,9 +145,11 @@ func (s *Store) refresh(ctx context.Context, old *tokens) (*tokens, error) {
 		}
 	}
 	t := *kept
-	t.access, t.refresh = out.AccessJwt, out.RefreshJwt
+	t.access, t.refresh, t.read = out.AccessJwt, out.RefreshJwt, s.now()
 	t.expires = readToken(t.access).expires
-	if err := s.update(ctx, &t); err != nil {
+	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+	defer cancel()
+	if err := s.update(keep, &t); err != nil {
 		return nil, err
 	}
 	return &t, nil
@@ -151,6 +163,8 @@ func (s *Store) refreshRefused(ctx context.Context, used *tokens, err error) (*t
 	if !refused {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+	defer cancel()
 	if now, loadErr := s.load(ctx, used.id); loadErr == nil && now.refresh != used.refresh {
 		return now, nil
 	}

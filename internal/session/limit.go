@@ -1,29 +1,39 @@
 package session
 
 import (
-	"sync"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
-	lru "github.com/hashicorp/golang-lru/v2"
+
+	"atcr.io/internal/sqldb"
 )
 
 // A PDS allows 30 attempts in 5 minutes for an account and address, and all of ours come from one address:
 // the account's limit stays below, so that guesses here do not lock its person out of the PDS.
 const (
-	limitWindow  = 5 * time.Minute
-	perPair      = 10 // wrong passwords for one account from one address
-	perAddress   = 40
-	perAccount   = 25
-	limitEntries = 20_000
+	limitWindow = 5 * time.Minute
+	perPair     = 10 // wrong passwords for one account from one address
+	perAddress  = 40
+	perAccount  = 25
 )
 
-// limits count wrong passwords. An attempt is counted when it begins and given back when it was right, so
-// that attempts at the same time count too.
+var limitMigrations = []string{`
+CREATE TABLE login_attempt (
+	did TEXT NOT NULL, address TEXT NOT NULL, -- "" for all
+	since INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (did, address)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX login_attempt_since ON login_attempt (since);
+`}
+
+// limits count wrong passwords, for all processes together. An attempt is counted when it begins and given
+// back when it was right, so that attempts at the same time count too.
 type limits struct {
-	mu     sync.Mutex
-	now    func() time.Time
-	counts *lru.Cache[limitKey, limitCount]
+	db  *sqldb.DB
+	now func() time.Time
 }
 
 type limitKey struct {
@@ -31,45 +41,55 @@ type limitKey struct {
 	address string
 }
 
-type limitCount struct {
-	since time.Time
-	n     int
-}
-
-func newLimits(now func() time.Time) *limits {
-	return &limits{now: now, counts: newLRU[limitKey, limitCount](limitEntries)}
-}
-
 // begin counts an attempt, or refuses it with a *LimitError. giveBack uncounts it.
-func (l *limits) begin(did syntax.DID, address string) (giveBack func(), err error) {
+func (l *limits) begin(ctx context.Context, did syntax.DID, address string) (giveBack func(), err error) {
 	keys := [...]struct {
 		limitKey
 		max int
 	}{{limitKey{did, address}, perPair}, {limitKey{"", address}, perAddress}, {limitKey{did, ""}, perAccount}}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	now := l.now()
-	for _, k := range keys {
-		if c, ok := l.counts.Get(k.limitKey); ok && now.Sub(c.since) < limitWindow && c.n >= k.max {
-			return nil, &LimitError{RetryAfter: c.since.Add(limitWindow).Sub(now)}
+	err = l.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM login_attempt WHERE since <= ?`, now.Add(-limitWindow).UnixMilli()); err != nil {
+			return err
 		}
-	}
-	for _, k := range keys {
-		c, ok := l.counts.Get(k.limitKey)
-		if !ok || now.Sub(c.since) >= limitWindow {
-			c = limitCount{since: now}
-		}
-		c.n++
-		l.counts.Add(k.limitKey, c)
-	}
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
 		for _, k := range keys {
-			if c, ok := l.counts.Get(k.limitKey); ok && c.n > 0 {
-				c.n--
-				l.counts.Add(k.limitKey, c)
+			var since int64
+			var count int
+			err := tx.QueryRowContext(ctx, `SELECT since, count FROM login_attempt WHERE did = ? AND address = ?`+l.db.ForUpdate(), k.did.String(), k.address).
+				Scan(&since, &count)
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
+			if count >= k.max {
+				return &LimitError{RetryAfter: time.UnixMilli(since).Add(limitWindow).Sub(now)}
 			}
 		}
+		for _, k := range keys {
+			if _, err := tx.ExecContext(ctx, `INSERT INTO login_attempt (did, address, since, count) VALUES (?,?,?,1)
+				ON CONFLICT (did, address) DO UPDATE SET count = login_attempt.count + 1`, k.did.String(), k.address, now.UnixMilli()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if _, ok := errors.AsType[*LimitError](err); ok {
+		return nil, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("count attempts: %w", err)
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+		defer cancel()
+		// Where this fails one attempt too many is counted, for a while.
+		_ = l.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+			for _, k := range keys {
+				if _, err := tx.ExecContext(ctx, `UPDATE login_attempt SET count = count - 1 WHERE did = ? AND address = ? AND count > 0`,
+					k.did.String(), k.address); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}, nil
 }

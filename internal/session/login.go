@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,10 +46,15 @@ func (s *Store) Login(ctx context.Context, a Account, password, address string) 
 	result := s.flight.DoChan("login "+string(hash), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
-		if t, err := s.known(ctx, a, hash); err == nil { // opened by the flight before this one
+		release, err := s.leases.Take(ctx, "login "+hex.EncodeToString(hash), leaseTime)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		if t, err := s.known(ctx, a, hash); err == nil { // opened by another process, or the flight before this one
 			return Session{ID: t.id, DID: t.did}, nil
 		}
-		giveBack, err := s.limits.begin(a.DID, address)
+		giveBack, err := s.limits.begin(ctx, a.DID, address)
 		if err != nil {
 			return Session{}, err
 		}

@@ -40,6 +40,7 @@ type tokens struct {
 	access  string
 	refresh string
 	expires time.Time // of access, as it says itself; zero where it does not
+	read    time.Time // from the database
 }
 
 const columns = `id, did, pds, tokens`
@@ -71,14 +72,14 @@ func (s *Store) scan(row *sql.Row) (*tokens, error) {
 	if err != nil { // written with another secret: as good as gone
 		return nil, fmt.Errorf("%w: decrypt: %w", ErrGone, err)
 	}
-	t.access, t.refresh = plain.Access, plain.Refresh
+	t.access, t.refresh, t.read = plain.Access, plain.Refresh, s.now()
 	t.expires = readToken(t.access).expires
 	return t, nil
 }
 
 // insert makes the row of a new session, in place of an older one with the same password.
 func (s *Store) insert(ctx context.Context, t *tokens, passwordHash []byte) error {
-	t.id = rand.Text()
+	t.id, t.read = rand.Text(), s.now()
 	sealed, err := s.vault.seal(t.id, t.did, sealedTokens{t.access, t.refresh})
 	if err != nil {
 		return fmt.Errorf("encrypt session: %w", err)

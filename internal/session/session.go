@@ -72,6 +72,10 @@ const (
 	cachedSessions = 4096
 	cachedTokens   = 8192
 	callTimeout    = 30 * time.Second
+	// keepTimeout is for what a PDS has answered: it is kept although the caller's time is over.
+	keepTimeout = 10 * time.Second
+	// leaseTime is how long one process has a session's refresh, or a login, for itself: longer than those take.
+	leaseTime = callTimeout + keepTimeout + 5*time.Second
 )
 
 // Store is all sessions of the processes that share a database. Safe for concurrent use.
@@ -82,7 +86,8 @@ type Store struct {
 	upstream xrpc.Upstream
 	limits   *limits
 	now      func() time.Time
-	flight   singleflight.Group // refreshes and logins: each once at a time
+	flight   singleflight.Group // refreshes and logins: each once at a time in this process
+	leases   *sqldb.Leases      // and in all
 	live     *lru.Cache[string, *tokens]
 
 	serviceTokens *lru.Cache[serviceKey, serviceToken]
@@ -103,11 +108,17 @@ func Open(ctx context.Context, db *sqldb.DB, c Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		config: c, db: db, vault: v, upstream: xrpc.Upstream{Client: c.Client}, limits: newLimits(c.Now), now: c.Now,
+		config: c, db: db, vault: v, upstream: xrpc.Upstream{Client: c.Client}, limits: &limits{db: db, now: c.Now}, now: c.Now,
 		live: newLRU[string, *tokens](cachedSessions), serviceTokens: newLRU[serviceKey, serviceToken](cachedTokens),
 		bareHosts: newLRU[string, struct{}](1024), bareHolds: newLRU[syntax.DID, struct{}](1024),
 	}
 	if err := db.Migrate(ctx, "session", migrations); err != nil {
+		return nil, err
+	}
+	if err := db.Migrate(ctx, "login_attempt", limitMigrations); err != nil {
+		return nil, err
+	}
+	if s.leases, err = db.OpenLeases(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.forgetOld(ctx); err != nil {

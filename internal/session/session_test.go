@@ -21,13 +21,16 @@ import (
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/sqldb"
 	"atcr.io/internal/xrpc"
+	"atcr.io/test/databases"
 )
+
+func TestMain(m *testing.M) { databases.Main(m) }
 
 // world is a PDS with alice, and a store of sessions, on one clock.
 type world struct {
 	*devnet.Network
 	store *Store
-	path  string
+	kind  databases.Database
 	db    *sqldb.DB
 
 	clock atomic.Int64 // seconds on top of the real time
@@ -39,9 +42,9 @@ func (w *world) pass(d time.Duration) { w.clock.Add(int64(d / time.Second)) }
 
 func (w *world) alice() Account { return Account{DID: syntax.DID(w.Accounts[0].DID), PDS: w.PDSURL} }
 
-func newWorld(t *testing.T, change func(*Config)) *world {
+func newWorld(t *testing.T, d databases.Database, change func(*Config)) *world {
 	t.Helper()
-	w := &world{path: filepath.Join(t.TempDir(), "db.sqlite3")}
+	w := &world{kind: d}
 	n, err := devnet.Start(t.Context(), devnet.Config{Accounts: []string{"alice.test"}, Now: w.now})
 	if err != nil {
 		t.Fatal(err)
@@ -58,12 +61,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 
 func (w *world) open(t *testing.T, change func(*Config)) {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), w.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	w.db = db
+	w.db = w.kind.Open(t)
 	c := Config{
 		Secret: bytes.Repeat([]byte{1}, 32), Now: w.now,
 		Client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: 3 * time.Second}),
@@ -71,7 +69,8 @@ func (w *world) open(t *testing.T, change func(*Config)) {
 	if change != nil {
 		change(&c)
 	}
-	if w.store, err = Open(t.Context(), db, c); err != nil {
+	var err error
+	if w.store, err = Open(t.Context(), w.db, c); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -102,7 +101,11 @@ func (w *world) who(t *testing.T, s Session) (string, error) {
 // outlive the process.
 func TestLoginOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testLoginOnce)
+}
+
+func testLoginOnce(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	created := w.count("com.atproto.server.createSession")
 	var wg sync.WaitGroup
 	ids := make([]string, 30) // more than wrong passwords are allowed
@@ -131,20 +134,40 @@ func TestLoginOnce(t *testing.T) {
 	}
 }
 
+// atRest is what is kept, as it is kept.
+func (w *world) atRest(t *testing.T) (kept [][]byte) {
+	t.Helper()
+	if w.kind.Dir == "" {
+		var text, hash, tokens []byte
+		if err := w.db.Reader().QueryRowContext(t.Context(), `SELECT id || did || pds, password_hash, tokens FROM session`).Scan(&text, &hash, &tokens); err != nil {
+			t.Fatal(err)
+		}
+		return [][]byte{text, hash, tokens}
+	}
+	for _, name := range []string{"db.sqlite3", "db.sqlite3-wal"} {
+		raw, err := os.ReadFile(filepath.Join(w.kind.Dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept = append(kept, raw)
+	}
+	return kept
+}
+
 // Would catch a password or a token that can be read from the database.
 func TestNothingReadableAtRest(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testNothingReadableAtRest)
+}
+
+func testNothingReadableAtRest(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	s := w.login(t)
 	kept, err := w.store.load(t.Context(), s.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, suffix := range []string{"", "-wal"} {
-		raw, err := os.ReadFile(w.path + suffix)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, raw := range w.atRest(t) {
 		for what, secret := range map[string]string{"the password": w.Accounts[0].AppPassword, "the access token": kept.access, "the refresh token": kept.refresh} {
 			if bytes.Contains(raw, []byte(secret)) {
 				t.Errorf("%s is in the database", what)
@@ -188,7 +211,11 @@ func TestSealedTokensAreBound(t *testing.T) {
 // Would catch main passwords that are kept, and the session that they opened left open.
 func TestMainPassword(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testMainPassword)
+}
+
+func testMainPassword(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	deleted := w.count("com.atproto.server.deleteSession")
 	if _, err := w.store.Login(t.Context(), w.alice(), w.Accounts[0].Password, "192.0.2.1"); !errors.Is(err, ErrMainPassword) {
 		t.Errorf("%v", err)
@@ -215,7 +242,11 @@ func TestMainPassword(t *testing.T) {
 // out who have a session.
 func TestWrongPasswords(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testWrongPasswords)
+}
+
+func testWrongPasswords(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	good := w.login(t)
 	created := w.count("com.atproto.server.createSession")
 	for range perPair {
@@ -245,9 +276,18 @@ func TestWrongPasswords(t *testing.T) {
 // Would catch limits by account or address alone, and right passwords that are counted.
 func TestLimits(t *testing.T) {
 	t.Parallel()
-	l := newLimits(time.Now)
+	databases.Each(t, testLimits)
+}
+
+func testLimits(t *testing.T, d databases.Database) {
+	both := []*limits{{db: d.Open(t), now: time.Now}, {db: d.Open(t), now: time.Now}} // two processes
+	if err := both[0].db.Migrate(t.Context(), "login_attempt", limitMigrations); err != nil {
+		t.Fatal(err)
+	}
+	l, turn := both[0], 0
 	try := func(did, address string) error {
-		_, err := l.begin(syntax.DID(did), address)
+		turn++
+		_, err := both[turn%2].begin(t.Context(), syntax.DID(did), address)
 		return err
 	}
 	for i := range perAccount {
@@ -267,7 +307,7 @@ func TestLimits(t *testing.T) {
 		t.Error("one address with many accounts is not limited")
 	}
 	for range 3 * perAddress {
-		giveBack, err := l.begin("did:plc:d", "203.0.113.2")
+		giveBack, err := l.begin(t.Context(), "did:plc:d", "203.0.113.2")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -279,6 +319,10 @@ func TestLimits(t *testing.T) {
 // and redirects that take the password elsewhere.
 func TestTroubledPDS(t *testing.T) {
 	t.Parallel()
+	databases.Each(t, testTroubledPDS)
+}
+
+func testTroubledPDS(t *testing.T, d databases.Database) {
 	const create = "com.atproto.server.createSession"
 	for _, tt := range []struct {
 		what  string
@@ -303,7 +347,7 @@ func TestTroubledPDS(t *testing.T) {
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, nil)
+			w := newWorld(t, d, nil)
 			fault := w.PDS.Inject(devnet.Method(create), tt.fault)
 			for range 2 * perPair { // more than wrong passwords are allowed
 				_, err := w.store.Login(t.Context(), w.alice(), w.Accounts[0].AppPassword, "192.0.2.1")
@@ -332,7 +376,11 @@ func answer(v any) devnet.Fault {
 // up and takes them along.
 func TestRefresh(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testRefresh)
+}
+
+func testRefresh(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	s := w.login(t)
 	refreshed := w.count("com.atproto.server.refreshSession")
 	w.pass(3 * time.Hour) // the access token has ended
@@ -360,10 +408,65 @@ func TestRefresh(t *testing.T) {
 	}
 }
 
+// Would catch two processes that use one refresh token, which ends the session; and two that open a session
+// each with one password, of which one is gone at once.
+func TestTwoProcesses(t *testing.T) {
+	t.Parallel()
+	databases.Each(t, testTwoProcesses)
+}
+
+func testTwoProcesses(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
+	first := w.store
+	w.open(t, nil) // another process; the first goes on
+	stores := []*Store{first, w.store}
+	created, refreshed := w.count("com.atproto.server.createSession"), w.count("com.atproto.server.refreshSession")
+	sessions := make([]Session, 8)
+	var wg sync.WaitGroup
+	for i := range sessions {
+		wg.Go(func() {
+			var err error
+			if sessions[i], err = stores[i%2].Login(t.Context(), w.alice(), w.Accounts[0].AppPassword, "192.0.2.1"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if created.Fired() != 1 {
+		t.Errorf("%d sessions were opened", created.Fired())
+	}
+	for round := range 3 {
+		w.pass(3 * time.Hour) // the access token has ended
+		for i := range 20 {
+			wg.Go(func() {
+				var out struct{ DID string }
+				if err := stores[i%2].Call(t.Context(), sessions[i%8].ID, Call{NSID: "com.atproto.server.getSession"}, &out); err != nil || out.DID != w.Accounts[0].DID {
+					t.Errorf("%q, %v", out.DID, err)
+				}
+			})
+		}
+		wg.Wait()
+		if refreshed.Fired() != round+1 {
+			t.Errorf("%d refreshes in %d rounds", refreshed.Fired(), round+1)
+		}
+	}
+	if err := stores[0].remove(t.Context(), sessions[0].ID); err != nil { // signed out there
+		t.Fatal(err)
+	}
+	w.pass(rereadAfter + time.Second)
+	if _, err := stores[1].DID(t.Context(), sessions[0].ID); !errors.Is(err, ErrGone) {
+		t.Errorf("signed out at the other process: %v", err)
+	}
+}
+
 // Would catch a token that the PDS calls expired although its own time says otherwise.
 func TestRefreshOnRefusal(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testRefreshOnRefusal)
+}
+
+func testRefreshOnRefusal(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	s := w.login(t)
 	refreshed := w.count("com.atproto.server.refreshSession")
 	var once atomic.Bool
@@ -382,7 +485,11 @@ func TestRefreshOnRefusal(t *testing.T) {
 // Would catch a revoked app password that goes on signing in, and a PDS that is down taken for a refusal.
 func TestRevoked(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testRevoked)
+}
+
+func testRevoked(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	s := w.login(t)
 	w.pass(3 * time.Hour)
 	down := w.PDS.Inject(devnet.Method("com.atproto.server.refreshSession"), devnet.Down())
@@ -406,7 +513,11 @@ func TestRevoked(t *testing.T) {
 // Would catch a session that is used at the PDS that its person has left.
 func TestMovedAccount(t *testing.T) {
 	t.Parallel()
-	w, other := newWorld(t, nil), newWorld(t, nil)
+	databases.Each(t, testMovedAccount)
+}
+
+func testMovedAccount(t *testing.T, d databases.Database) {
+	w, other := newWorld(t, d, nil), newWorld(t, d, nil)
 	w.login(t)
 	moved := w.alice()
 	moved.PDS = other.PDSURL
@@ -438,7 +549,11 @@ func claimsOf(t *testing.T, token string) (c struct {
 // Would catch a service token a request, one that lives too long, and one that is used past its end.
 func TestServiceToken(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testServiceToken)
+}
+
+func testServiceToken(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	s := w.login(t)
 	asked := w.count("com.atproto.server.getServiceAuth")
 	const hold = syntax.DID("did:web:hold.test")
@@ -483,7 +598,11 @@ func TestServiceToken(t *testing.T) {
 // again for every token.
 func TestPDSWithoutFragments(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testPDSWithoutFragments)
+}
+
+func testPDSWithoutFragments(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	s := w.login(t)
 	fragments := w.PDS.Inject(func(r *http.Request) bool { return strings.Contains(r.URL.Query().Get("aud"), "#") },
 		devnet.Refuse(400, "InvalidRequest", "aud must be a did"))
@@ -504,7 +623,11 @@ func TestPDSWithoutFragments(t *testing.T) {
 // Would catch a PDS that gives shorter tokens, whose time is then not known.
 func TestPDSWithOtherLimits(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testPDSWithOtherLimits)
+}
+
+func testPDSWithOtherLimits(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	s := w.login(t)
 	w.PDS.Inject(func(r *http.Request) bool { return r.URL.Query().Get("exp") != "" }, devnet.Refuse(400, "BadExpiration", "too long"))
 	if _, err := w.store.ServiceToken(t.Context(), s.ID, "did:web:hold.test", "com.atproto.sync.getBlob"); err != nil {
@@ -515,7 +638,11 @@ func TestPDSWithOtherLimits(t *testing.T) {
 // Would catch rows without end from one account, and sessions kept past the life of their tokens.
 func TestRowsAreBounded(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	databases.Each(t, testRowsAreBounded)
+}
+
+func testRowsAreBounded(t *testing.T, d databases.Database) {
+	w := newWorld(t, d, nil)
 	ctx := t.Context()
 	for i := range maxPerAccount + 5 {
 		hash := []byte{byte(i)}
