@@ -15,8 +15,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -62,16 +60,18 @@ func open(ctx context.Context, config Config, logger *slog.Logger, reg prometheu
 	if config.TestMode {
 		logger.Warn("TEST_MODE is on: http and private addresses are allowed. Never run this where others reach it")
 	}
-	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
-		return nil, fmt.Errorf("ATCR_DATABASE_DIR: %w", err)
-	}
 	secrets, err := loadSecrets(config.SecretKeyFile)
 	if err != nil {
 		return nil, err
 	}
-	db, err := sqldb.Open(ctx, filepath.Join(config.DatabaseDir, "db.sqlite3"))
+	db, err := openDatabase(ctx, config)
 	if err != nil {
 		return nil, err
+	}
+	if db.OnServer() {
+		if err := sameSecret(ctx, db, secrets); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
 	}
 	a := &AppView{config: config, logger: logger, db: db}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -31,8 +31,8 @@ func (b *blobs) Stat(ctx context.Context, c registry.Caller, name oci.Name, d oc
 	if err != nil {
 		return 0, err
 	}
-	if b.gone.has(blobKey{of.DID, name.Repository, d}) {
-		return 0, unknownBlob(name, d)
+	if gone, err := b.gone.has(ctx, blobKey{of.DID, name.Repository, d}); err != nil || gone {
+		return 0, goneBlob(name, d, err)
 	}
 	if c.Push && c.Subject == of.DID.String() {
 		size, _, err := b.statForPush(ctx, c, of, name, d)
@@ -94,6 +94,14 @@ func (b *blobs) statFollowing(ctx context.Context, c registry.Caller, of owner, 
 	}
 }
 
+// goneBlob is err, or that the blob was deleted.
+func goneBlob(name oci.Name, d oci.Digest, err error) error {
+	if err != nil {
+		return err
+	}
+	return unknownBlob(name, d)
+}
+
 func unknownBlob(name oci.Name, d oci.Digest) error {
 	return oci.Errorf(oci.CodeBlobUnknown, "%s has no blob %s", name, d)
 }
@@ -140,8 +148,8 @@ func (b *blobs) located(ctx context.Context, c registry.Caller, name oci.Name, d
 	if err != nil {
 		return of, nil, err
 	}
-	if b.gone.has(blobKey{of.DID, name.Repository, d}) {
-		return of, nil, unknownBlob(name, d)
+	if gone, err := b.gone.has(ctx, blobKey{of.DID, name.Repository, d}); err != nil || gone {
+		return of, nil, goneBlob(name, d, err)
 	}
 	at, err := b.placed(ctx, of, name, d)
 	if isBlobUnknown(err) && c.Push && c.Subject == of.DID.String() {

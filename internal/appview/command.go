@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -24,10 +22,7 @@ type Blocking struct {
 
 // OpenBlocking opens the list of the AppView of a validated config.
 func OpenBlocking(ctx context.Context, c Config, logger *slog.Logger) (*Blocking, error) {
-	if err := os.MkdirAll(c.DatabaseDir, 0o700); err != nil {
-		return nil, fmt.Errorf("ATCR_DATABASE_DIR: %w", err)
-	}
-	db, err := sqldb.Open(ctx, filepath.Join(c.DatabaseDir, "db.sqlite3"))
+	db, err := openDatabase(ctx, c)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/internal/daemon"
+	"atcr.io/internal/sqldb/postgres"
 )
 
 // Config is every setting of an AppView. The tags are the manual: docs/config.md, .env.appview.example and
@@ -23,7 +24,8 @@ type Config struct {
 	DefaultHoldDID string `env:"ATCR_DEFAULT_HOLD_DID" required:"true" example:"did:web:hold.example.com" doc:"The hold that people push to who have not chosen one: its DID, or its URL."`
 
 	DatabaseDir     string        `env:"ATCR_DATABASE_DIR" default:"/var/lib/atcr-appview" doc:"Folder for the AppView's database, db.sqlite3: people's sessions, encrypted."`
-	SecretKeyFile   string        `env:"ATCR_SECRET_KEY_FILE" doc:"File with the secret that encrypts sessions and signs tokens. Processes that share a database share it. Default: {ATCR_DATABASE_DIR}/secret.key, made at the first start."`
+	DatabaseURL     string        `env:"ATCR_DATABASE_URL" secret:"true" example:"postgres://atcr:password@db.example.com:5432/atcr" doc:"A PostgreSQL database (13 or newer, encoding UTF8) in place of db.sqlite3, for an AppView that outgrows one machine: several processes behind one address share it. All of them need the same ATCR_BASE_URL and the same secret: copy the file that ATCR_SECRET_KEY_FILE names to each machine. A process opens up to 16 connections."`
+	SecretKeyFile   string        `env:"ATCR_SECRET_KEY_FILE" doc:"File with the secret that encrypts sessions and signs tokens. Processes that share a database (ATCR_DATABASE_URL) must have the same one: a process with another does not start. Default: {ATCR_DATABASE_DIR}/secret.key, made at the first start."`
 	TokenExpiration time.Duration `env:"ATCR_TOKEN_EXPIRATION" default:"300s" doc:"How long a registry token is good, from 60s to 1h."`
 
 	PLCURL            string   `env:"ATCR_PLC_URL" default:"https://plc.directory" doc:"Directory that resolves did:plc."`
@@ -90,6 +92,11 @@ func (c *Config) validateRest() (problems []error) {
 		add("ATCR_DATABASE_DIR: %w", err)
 	} else if c.SecretKeyFile == "" {
 		c.SecretKeyFile = filepath.Join(c.DatabaseDir, "secret.key")
+	}
+	if c.DatabaseURL != "" {
+		if err := postgres.Check(c.DatabaseURL); err != nil {
+			add("ATCR_DATABASE_URL: %w", err)
+		}
 	}
 	if c.TokenExpiration < time.Minute || c.TokenExpiration > time.Hour {
 		add("ATCR_TOKEN_EXPIRATION: %s is not between 60s and 1h", c.TokenExpiration)

@@ -53,6 +53,8 @@ func TestConfig(t *testing.T) {
 			[]string{"auto, always or never", "debug, info", "host:port", "neither an address", "ATCR_PLC_URL", "ATCR_HANDLE_RESOLVER_URL"}},
 		{[]string{"ATCR_BASEURL=https://x.example.com"}, []string{"did you mean ATCR_BASE_URL"}},
 		{[]string{`ATCR_SERVICE_NAME=a"b`}, []string{"ATCR_SERVICE_NAME"}},
+		{[]string{"ATCR_DATABASE_URL=postgres://me:secretword@db.example.com/atcr"}, nil},
+		{[]string{"ATCR_DATABASE_URL=mysql://me:secretword@db.example.com/atcr"}, []string{"ATCR_DATABASE_URL: is no URL like postgres://"}},
 	} {
 		var c Config
 		err := envconf.Load(append(append([]string(nil), good...), tt.set...), Prefix, &c)
@@ -63,6 +65,9 @@ func TestConfig(t *testing.T) {
 			if err != nil && !strings.Contains(err.Error(), part) {
 				t.Errorf("%q: no %q in %v", tt.set, part, err)
 			}
+		}
+		if shown := envconf.Effective(c); strings.Contains(shown, "secretword") || err != nil && strings.Contains(err.Error(), "secretword") {
+			t.Errorf("%q: a password is shown: %v\n%s", tt.set, err, shown)
 		}
 		if err == nil && (c.ServiceName == "" || strings.HasSuffix(c.BaseURL, "/") || !strings.HasPrefix(c.DefaultHoldDID, "did:web:hold.example.com") || c.SecretKeyFile == "") {
 			t.Errorf("%q: %+v", tt.set, c)

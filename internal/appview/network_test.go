@@ -154,6 +154,12 @@ func (n *network) startAppView(settings ...string) {
 		n.t.Fatal(err)
 	}
 	n.config = config
+	n.serveAppView(l)
+}
+
+// serveAppView serves an AppView with n.config.
+func (n *network) serveAppView(l net.Listener) {
+	n.t.Helper()
 	n.app.Store(n.openAppView())
 	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n.app.Load().Handler().ServeHTTP(w, r)

@@ -16,6 +16,7 @@ import (
 
 	"atcr.io/internal/oci"
 	"atcr.io/internal/xrpc"
+	"atcr.io/test/databases"
 )
 
 // TestMain gives the tests names of their own: app.test and all below it are this machine, and nothing else is known.
@@ -24,7 +25,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	code := m.Run()
+	code := databases.Run(m)
 	stop()
 	os.Exit(code)
 }

@@ -228,8 +228,11 @@ func (u *uploads) Mount(ctx context.Context, c registry.Caller, name, from oci.N
 			return false, nil //nolint:nilerr // no source, no mount
 		}
 		at, err := u.places.find(ctx, source, from.Repository, d)
-		if err != nil || at == "" || u.blobs.gone.has(blobKey{source.DID, from.Repository, d}) {
+		if err != nil || at == "" {
 			return false, nil //nolint:nilerr // no source, no mount
+		}
+		if gone, err := u.blobs.gone.has(ctx, blobKey{source.DID, from.Repository, d}); err != nil || gone {
+			return false, err
 		}
 	}
 	_, _, err = u.blobs.statForPush(ctx, c, of, name, d)

@@ -19,14 +19,17 @@ import (
 )
 
 // Main is the TestMain of a package whose tests call Each: it stops the server at the end.
-func Main(m *testing.M) {
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run is Main for a TestMain that has more to do at the end.
+func Run(m *testing.M) (code int) {
 	server.inUse = true
-	code := m.Run()
+	code = m.Run()
 	if err := server.stop(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
-	os.Exit(code)
+	return code
 }
 
 // Database is an empty database for one test.
