@@ -28,12 +28,14 @@ func writeCARHeader(w io.Writer, root cid.Cid) error {
 	return err
 }
 
-// writeCARBlock adds a block.
-func writeCARBlock(w io.Writer, b tree.Block) error {
-	raw := b.CID.Bytes()
-	if _, err := w.Write(append(binary.AppendUvarint(make([]byte, 0, 64), uint64(len(raw)+len(b.Data))), raw...)); err != nil {
-		return err
+// writeCARBlock adds a block, and returns how many bytes that took.
+func writeCARBlock(w io.Writer, b tree.Block) (int, error) {
+	var start [96]byte
+	head := binary.AppendUvarint(start[:0], uint64(b.CID.ByteLen()+len(b.Data)))
+	head = append(head, b.CID.KeyString()...)
+	if _, err := w.Write(head); err != nil {
+		return 0, err
 	}
 	_, err := w.Write(b.Data)
-	return err
+	return len(head) + len(b.Data), err
 }

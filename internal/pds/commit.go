@@ -328,7 +328,8 @@ func (r *Repo) commitMessage(head Head, ops []Op, nodes []tree.Block) (*comatpro
 	seen := cid.NewSet()
 	for _, b := range blocks {
 		if seen.Visit(b.CID) {
-			err = errors.Join(err, writeCARBlock(&car, b))
+			_, writeErr := writeCARBlock(&car, b)
+			err = errors.Join(err, writeErr)
 		}
 	}
 	m.Blocks = car.Bytes()

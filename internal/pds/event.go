@@ -69,7 +69,10 @@ func accountEvent(did syntax.DID) eventBody {
 func syncEvent(did syntax.DID, head Head) eventBody {
 	return eventBody{"#sync", func(seq int64, at string, w io.Writer) error {
 		var car bytes.Buffer
-		err := errors.Join(writeCARHeader(&car, head.CID), writeCARBlock(&car, tree.Block{CID: head.CID, Data: head.block}))
+		err := writeCARHeader(&car, head.CID)
+		if err == nil {
+			_, err = writeCARBlock(&car, tree.Block{CID: head.CID, Data: head.block})
+		}
 		if err != nil {
 			return err
 		}

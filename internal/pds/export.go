@@ -3,14 +3,10 @@ package pds
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -36,7 +32,7 @@ func (h *Host) getRepo(w http.ResponseWriter, r *http.Request) error {
 	if _, err := xrpc.Param(r, "since"); err != nil {
 		return err
 	}
-	return h.sendCAR(w, r, repo.Export)
+	return h.sendCAR(w, r, repo, nil, nil)
 }
 
 // maxBlocks bounds a getBlocks.
@@ -61,19 +57,15 @@ func (h *Host) getBlocks(w http.ResponseWriter, r *http.Request) error {
 		missing[c] = true
 	}
 	wanted := maps.Clone(missing)
-	return h.sendCAR(w, r, func(ctx context.Context, out io.Writer) error {
-		err := repo.snapshot(ctx, func(s *snapshot) error {
-			return s.write(ctx, out, cid.Undef, func(c cid.Cid) bool {
-				delete(missing, c)
-				return wanted[c]
-			})
-		})
+	want := func(c cid.Cid) bool {
+		delete(missing, c)
+		return wanted[c]
+	}
+	return h.sendCAR(w, r, repo, want, func() error {
 		for c := range missing {
-			if err == nil {
-				err = xrpc.Errorf(http.StatusBadRequest, "BlockNotFound", "the repo has no block %s now", c)
-			}
+			return xrpc.Errorf(http.StatusBadRequest, "BlockNotFound", "the repo has no block %s now", c)
 		}
-		return err
+		return nil
 	})
 }
 
@@ -99,11 +91,12 @@ func (h *Host) getRecordProof(w http.ResponseWriter, r *http.Request) error {
 
 const carType = "application/vnd.ipld.car"
 
-// sendCAR sends what export writes.
+// sendCAR sends the repo at its head: all of it, or the blocks that want says. check, where not nil, has the last
+// word before the first byte.
 //
-// It goes through a file without a name, beside the database: a reader takes the time that it takes, and
-// must hold neither a connection nor a snapshot of the database meanwhile, nor get half a repo as a whole.
-func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, export func(context.Context, io.Writer) error) (err error) {
+// It goes through files without a name, beside the database: a reader takes the time that it takes, and must
+// hold neither a connection nor a snapshot of the database meanwhile, nor get half a repo as a whole.
+func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, repo *Repo, want func(cid.Cid) bool, check func() error) (err error) {
 	if r.Method == http.MethodHead {
 		w.Header().Set("Content-Type", carType)
 		return nil
@@ -112,35 +105,38 @@ func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, export func(conte
 	if h.exports.Add(1) > maxExports {
 		return &xrpc.Error{Status: http.StatusTooManyRequests, Name: "RateLimitExceeded", Message: "too many downloads at once", RetryAfter: time.Minute}
 	}
-	f, size, err := h.spool(r.Context(), export)
+	spool, err := repo.spool(r.Context(), want)
 	if err != nil {
-		return err
+		return fmt.Errorf("export: %w", err)
 	}
-	defer func() { _ = f.Close() }()
+	defer func() { _ = spool.Close() }()
+	if check != nil {
+		if err := check(); err != nil {
+			return err
+		}
+	}
 	header := w.Header()
 	header.Set("Content-Type", carType)
 	header.Add("Vary", "Accept-Encoding")
-	var to io.Writer = w
+	control := http.NewResponseController(w)
+	paced := writerFunc(func(p []byte) (int, error) {
+		if err := control.SetWriteDeadline(time.Now().Add(exportProgress)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return 0, err
+		}
+		return w.Write(p)
+	})
 	if acceptsGzip(r) {
 		header.Set("Content-Encoding", "gzip")
-		zipped, _ := gzip.NewWriterLevel(w, gzip.BestSpeed) // fails for unknown levels alone
-		defer func() { err = errors.Join(err, zipped.Close()) }()
-		to = zipped
-	} else {
-		header.Set("Content-Length", strconv.FormatInt(size, 10))
+		zipped, _ := gzip.NewWriterLevel(paced, gzip.BestSpeed) // fails for unknown levels alone
+		return errors.Join(spool.writeTo(zipped), zipped.Close())
 	}
-	control := http.NewResponseController(w)
-	for err == nil {
-		if err := control.SetWriteDeadline(time.Now().Add(exportProgress)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			return err
-		}
-		_, err = io.CopyN(to, f, 256<<10)
-	}
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
+	header.Set("Content-Length", strconv.FormatInt(spool.size(), 10))
+	return spool.writeTo(paced)
 }
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // acceptsGzip tells whether the client asks for gzip, and does not refuse it by q=0.
 func acceptsGzip(r *http.Request) bool {
@@ -153,30 +149,4 @@ func acceptsGzip(r *http.Request) bool {
 		}
 	}
 	return false
-}
-
-// spool exports into a file that is gone when it is closed.
-func (h *Host) spool(ctx context.Context, export func(context.Context, io.Writer) error) (*os.File, int64, error) {
-	select {
-	case h.spooling <- struct{}{}:
-		defer func() { <-h.spooling }()
-	case <-ctx.Done():
-		return nil, 0, ctx.Err()
-	}
-	f, err := os.CreateTemp(filepath.Dir(h.db.Path()), ".export-*.car")
-	if err != nil {
-		return nil, 0, fmt.Errorf("export: %w", err)
-	}
-	err = errors.Join(os.Remove(f.Name()), export(ctx, f))
-	size, seekErr := f.Seek(0, io.SeekCurrent)
-	if err == nil {
-		err = seekErr
-	}
-	if err == nil {
-		_, err = f.Seek(0, io.SeekStart)
-	}
-	if err != nil {
-		return nil, 0, errors.Join(fmt.Errorf("export: %w", err), f.Close())
-	}
-	return f, size, nil
 }

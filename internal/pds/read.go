@@ -1,7 +1,6 @@
 package pds
 
 import (
-	"bufio"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -80,100 +79,17 @@ func (r *Repo) scan(collection syntax.NSID, row interface{ Scan(...any) error })
 
 // Collections are the collections that have records.
 func (r *Repo) Collections(ctx context.Context) ([]string, error) {
-	rows, err := r.host.db.Reader().QueryContext(ctx, `SELECT DISTINCT collection FROM record WHERE did = ? ORDER BY collection`, r.did.String())
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }()
-	out := []string{}
-	for rows.Next() {
-		var c string
-		if err := rows.Scan(&c); err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	return out, rows.Err()
+	return collectionsOf(ctx, r.host.db.Reader(), r.did)
 }
 
 // Export writes the whole repo at its head as a CAR: the commit, then nodes and records in pre-order. Only
 // what can be reached from the head is in it. It reads one snapshot; writers go on.
 func (r *Repo) Export(ctx context.Context, w io.Writer) error {
-	return r.snapshot(ctx, func(s *snapshot) error {
-		return s.write(ctx, w, s.head.CID, func(cid.Cid) bool { return true })
-	})
-}
-
-// snapshot is a repo at its head, whole.
-type snapshot struct {
-	tx   *sql.Tx
-	did  syntax.DID
-	head Head
-	tree *tree.Tree
-}
-
-func (r *Repo) snapshot(ctx context.Context, fn func(*snapshot) error) error {
-	tx, err := r.host.db.Reader().BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	spool, err := r.spool(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback() }()
-	s := &snapshot{tx: tx, did: r.did}
-	if s.head, err = readHead(ctx, tx, r.did); err != nil {
-		return err
-	}
-	if s.tree, err = loadTree(ctx, tx, r.did); err != nil {
-		return err
-	}
-	root, err := s.tree.Root()
-	if err != nil {
-		return err
-	}
-	if root != s.head.Data {
-		return fmt.Errorf("%w: the records do not make the head's tree", ErrCorrupt)
-	}
-	return fn(s)
-}
-
-// write makes a CAR of the blocks that are wanted, each once.
-func (s *snapshot) write(ctx context.Context, w io.Writer, root cid.Cid, want func(cid.Cid) bool) error {
-	out := bufio.NewWriterSize(w, 64<<10)
-	if err := writeCARHeader(out, root); err != nil {
-		return err
-	}
-	value, err := s.tx.PrepareContext(ctx, `SELECT value FROM record WHERE did = ? AND collection = ? AND rkey = ?`)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = value.Close() }()
-	seen := cid.NewSet() // equal records share a block
-	node := func(b tree.Block) error {
-		if !want(b.CID) {
-			return nil
-		}
-		return writeCARBlock(out, b)
-	}
-	record := func(path string, c cid.Cid) error {
-		if !want(c) || !seen.Visit(c) {
-			return nil
-		}
-		collection, rkey, err := syntax.ParseRepoPath(path)
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrCorrupt, err)
-		}
-		b := tree.Block{CID: c}
-		if err := value.QueryRowContext(ctx, s.did.String(), collection.String(), rkey.String()).Scan(&b.Data); err != nil {
-			return err
-		}
-		return writeCARBlock(out, b)
-	}
-	if err := node(tree.Block{CID: s.head.CID, Data: s.head.block}); err != nil {
-		return err
-	}
-	if err := s.tree.Walk(node, record); err != nil {
-		return err
-	}
-	return out.Flush()
+	return errors.Join(spool.writeTo(w), spool.Close())
 }
 
 // Proof writes a CAR with the commit, the nodes that lead to a record's place, and the record where there
@@ -209,7 +125,8 @@ func (r *Repo) Proof(ctx context.Context, w io.Writer, collection syntax.NSID, r
 	}
 	err = writeCARHeader(w, r.head.CID)
 	for _, b := range blocks {
-		err = errors.Join(err, writeCARBlock(w, b))
+		_, writeErr := writeCARBlock(w, b)
+		err = errors.Join(err, writeErr)
 	}
 	return err
 }

@@ -7,6 +7,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -132,28 +134,73 @@ func (r *Repo) load(ctx context.Context) error {
 	return nil
 }
 
+// loadTree builds the tree of the record rows.
 func loadTree(ctx context.Context, q queryer, did syntax.DID) (*tree.Tree, error) {
-	t := tree.New()
-	rows, err := q.QueryContext(ctx, `SELECT collection, rkey, cid FROM record WHERE did = ?`, did.String())
+	b := tree.NewBuilder(true, nil)
+	err := eachRow(ctx, q, did, false, func(path string, c cid.Cid, _ []byte) error { return b.Add(path, c) })
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var collection, rkey string
-		var raw []byte
-		if err := rows.Scan(&collection, &rkey, &raw); err != nil {
-			return nil, err
-		}
-		c, err := cid.Cast(raw)
-		if err == nil {
-			err = t.Set(collection+"/"+rkey, c)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%w: record %s/%s: %w", ErrCorrupt, collection, rkey, err)
+	_, t, err := b.Finish()
+	return t, err
+}
+
+// eachRow calls fn with every record in the order of paths, which is not that of collections: "a.b/x" comes after
+// "a.b-c/x" and "a.b.c/x". value is nil where it is not wanted, and valid during the call alone.
+func eachRow(ctx context.Context, q queryer, did syntax.DID, values bool, fn func(path string, c cid.Cid, value []byte) error) error {
+	collections, err := collectionsOf(ctx, q, did)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(collections, func(a, b string) int { return strings.Compare(a+"/", b+"/") })
+	column := "NULL"
+	if values {
+		column = "value"
+	}
+	for _, collection := range collections {
+		if err := eachOf(ctx, q, did, collection, column, fn); err != nil {
+			return err
 		}
 	}
-	return t, rows.Err()
+	return nil
+}
+
+func eachOf(ctx context.Context, q queryer, did syntax.DID, collection, column string, fn func(string, cid.Cid, []byte) error) error {
+	rows, err := q.QueryContext(ctx, `SELECT rkey, cid, `+column+` FROM record WHERE did = ? AND collection = ? ORDER BY rkey`, did.String(), collection)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	var rkey string
+	var raw, value sql.RawBytes
+	for rows.Next() {
+		if err := rows.Scan(&rkey, &raw, &value); err != nil {
+			return err
+		}
+		_, c, err := cid.CidFromBytes(raw)
+		if err != nil {
+			return fmt.Errorf("%w: record %s/%s: %w", ErrCorrupt, collection, rkey, err)
+		}
+		if err := fn(collection+"/"+rkey, c, value); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// collectionsOf are the collections that have records, one look-up each.
+func collectionsOf(ctx context.Context, q queryer, did syntax.DID) ([]string, error) {
+	out := []string{}
+	for last := ""; ; {
+		err := q.QueryRowContext(ctx, `SELECT collection FROM record WHERE did = ? AND collection > ? ORDER BY collection LIMIT 1`, did.String(), last).Scan(&last)
+		if errors.Is(err, sql.ErrNoRows) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, last)
+	}
 }
 
 // create makes the first, empty commit, and announces the account.

@@ -85,12 +85,6 @@ func (t *Tree) Diff(ctx context.Context) (cid.Cid, []Block, error) {
 	return *root, append([]Block{{CID: *c, Data: raw}}, sink.blocks...), nil
 }
 
-// Walk calls node for each node before its children, and record for each record, all in the order of paths.
-// The tree must be whole and clean (after Root or Diff).
-func (t *Tree) Walk(node func(Block) error, record func(path string, c cid.Cid) error) error {
-	return walk(t.t.Root, node, record)
-}
-
 // Proof is the nodes from the root down to where path is or would be: with them anybody can see whether the
 // root has it. The tree must be whole and clean.
 func (t *Tree) Proof(path string) ([]Block, error) {
@@ -118,32 +112,6 @@ func (t *Tree) Proof(path string) ([]Block, error) {
 		n = next
 	}
 	return out, nil
-}
-
-func walk(n *mst.Node, node func(Block) error, record func(string, cid.Cid) error) error {
-	data := n.NodeData()
-	raw, c, err := data.Bytes()
-	if err != nil {
-		return err
-	}
-	if err := node(Block{CID: *c, Data: raw}); err != nil {
-		return err
-	}
-	for i := range n.Entries {
-		e := &n.Entries[i]
-		switch {
-		case e.IsValue():
-			err = record(string(e.Key), *e.Value)
-		case e.Child != nil:
-			err = walk(e.Child, node, record)
-		default:
-			err = mst.ErrPartialTree
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // collector is a block store that keeps what it is given. The tree calls Put alone.
