@@ -19,8 +19,9 @@ import (
 // folder, else on its database.
 var commands = []daemon.Sub[hold.Config]{
 	remote("doctor", "", "look at the running hold from outside, and say what to do", nil, nil),
-	remote("gc", "[--dry-run]", "delete blobs that no manifest has named for 48 hours", nil, func(f *flag.FlagSet) {
+	remote("gc", "[--dry-run] [--unclaimed]", "delete blobs that no manifest has named for 48 hours", nil, func(f *flag.FlagSet) {
 		f.Bool("dry-run", false, "only say what would be deleted, and why")
+		f.Bool("unclaimed", false, "delete those as well of which nobody knows who uploaded them")
 	}),
 	remote("fsck", "", "make the blob index agree with the storage, and check the repo", nil, nil),
 	remote("crew list", "", "list the members", nil, nil),

@@ -19,20 +19,25 @@ import (
 )
 
 func adminCollect(ctx context.Context, h *Hold, r *http.Request, tell say) error {
-	dryRun := r.URL.Query().Get("dry-run") != ""
-	would := map[bool]string{true: "would delete", false: "deleted"}[dryRun]
-	c, err := h.Collect(ctx, dryRun, func(b upload.Unnamed) {
+	o := CollectOptions{DryRun: r.URL.Query().Get("dry-run") != "", Unclaimed: r.URL.Query().Get("unclaimed") != ""}
+	would := map[bool]string{true: "would delete", false: "deleted"}[o.DryRun]
+	o.Progress = func(looked int64) { tell(Line{Text: fmt.Sprintf("looked at %d blobs …", looked)}) }
+	o.Report = func(b upload.Unnamed) {
 		owner := "found in the storage"
 		if b.Owner != "" {
 			owner = "uploaded by " + b.Owner.String()
 		}
-		tell(Line{
-			Text: fmt.Sprintf("%s %s, %s, %s: no manifest has named it since %s", would, b.Digest, Bytes(b.Size), owner, b.Since.UTC().Format("2006-01-02 15:04")),
-			Data: map[string]any{"digest": b.Digest, "size": b.Size, "uploader": b.Owner, "since": timestamp(b.Since)},
-		})
-	})
+		data := map[string]any{"digest": b.Digest, "size": b.Size, "uploader": b.Owner, "since": timestamp(b.Since)}
+		text := fmt.Sprintf("%s %s, %s, %s: no manifest has named it since %s", would, b.Digest, Bytes(b.Size), owner, b.Since.UTC().Format("2006-01-02 15:04"))
+		if b.Kept != "" {
+			data["kept"] = b.Kept
+			text = fmt.Sprintf("kept %s, %s, %s: %s", b.Digest, Bytes(b.Size), owner, b.Kept)
+		}
+		tell(Line{Text: text, Data: data})
+	}
+	c, err := h.Collect(ctx, o)
 	if err == nil || c.Blobs > 0 {
-		tell(Line{Text: fmt.Sprintf("%s %d blobs, %s", would, c.Blobs, Bytes(c.Bytes)), Data: c})
+		tell(Line{Text: fmt.Sprintf("%s %d blobs, %s; kept %d that no manifest here names", would, c.Blobs, Bytes(c.Bytes), c.Kept), Data: c})
 	}
 	return err
 }

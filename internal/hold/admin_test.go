@@ -50,7 +50,7 @@ func TestCommands(t *testing.T) {
 		s = startHold(t, p, func(config *Config) {
 			open(config)
 			c.set(config)
-			config.DatabaseDir, config.KeyPath = dir, ""
+			config.DatabaseDir, config.KeyPath, config.TestMode = dir, "", true // the writer's repo is asked
 		})
 		serveAdmin(t, s)
 		config := settled(t, s)

@@ -51,8 +51,8 @@ func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	event.DID = viewer.String()
-	if r.Method == http.MethodHead || method == http.MethodHead { // who is told that it is here may name it next
-		if err := h.uploads.MarkTouched(r.Context(), blob); err != nil {
+	if r.Method == http.MethodHead || method == http.MethodHead { // whoever pushes relies on it
+		if blob, err = h.promised(r, blob, viewer); err != nil {
 			return err
 		}
 	}
@@ -112,6 +112,19 @@ func (h *Hold) readableBlob(r *http.Request, digest oci.Digest) (upload.Blob, sy
 		return upload.Blob{}, viewer, xrpc.Errorf(http.StatusNotFound, "BlobNotFound", "this hold has no blob %s", digest)
 	}
 	return blob, viewer, err
+}
+
+// promised renews a blob of which the caller is told that it is here.
+func (h *Hold) promised(r *http.Request, blob upload.Blob, viewer syntax.DID) (upload.Blob, error) {
+	told, err := syntax.ParseDID(r.URL.Query().Get("did")) // whose image it is for, as AppViews say
+	if err != nil || told == h.did || h.mayWrite(r.Context(), told) != nil {
+		told = ""
+	}
+	blob, err = h.uploads.Promise(r.Context(), blob.Digest, viewer, told)
+	if errors.Is(err, upload.ErrNoBlob) {
+		return blob, xrpc.Errorf(http.StatusNotFound, "BlobNotFound", "this hold has no blob %s", blob.Digest)
+	}
+	return blob, err
 }
 
 // blobURL is where the caller may send its own client for method.

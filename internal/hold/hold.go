@@ -54,18 +54,19 @@ type Hold struct {
 	log      *slog.Logger
 	now      func() time.Time
 
-	db       *sqldb.DB
-	store    blobstore.Store
-	host     *pds.Host
-	repo     *pds.Repo
-	roster   *roster
-	uploads  *upload.Uploads
-	ledger   *ledger.Ledger
-	quota    *quota
-	blocks   *blocks
-	verifier *xrpc.Verifier
-	links    *linker
-	handler  http.Handler
+	db         *sqldb.DB
+	store      blobstore.Store
+	host       *pds.Host
+	repo       *pds.Repo
+	roster     *roster
+	uploads    *upload.Uploads
+	ledger     *ledger.Ledger
+	quota      *quota
+	blocks     *blocks
+	verifier   *xrpc.Verifier
+	identities *identity.Resolver
+	links      *linker
+	handler    http.Handler
 
 	following   following
 	registering sync.Mutex // one registration at a time, so that the day's number holds
@@ -132,7 +133,10 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	presign, why := config.presigning(ctx)
 	h.uploads, err = upload.Open(ctx, upload.Config{
 		DB: h.db, Store: h.store, Logger: logger, Metrics: registry, NoPresign: !presign, SpoolDir: h.spoolDir(),
-		Allow: h.quota.allow, Now: h.now,
+		Allow: h.quota.allow, Stored: h.quota.stored, Now: h.now,
+		Named: func(ctx context.Context, q upload.Queryer, did syntax.DID, d oci.Digest) (bool, error) {
+			return h.ledger.NamedBy(ctx, q, did, d)
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("uploads: %w", err)
@@ -142,9 +146,8 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 		level = slog.LevelWarn
 	}
 	logger.Log(ctx, level, "presigned URLs are "+map[bool]string{true: "on", false: "off"}[presign], "why", why)
-	h.verifier = xrpc.NewVerifier(xrpc.VerifierConfig{Audience: h.did, Fragment: "atcr_hold", Keys: identity.New(identity.Config{
-		PLCURL: config.PLCURL, AllowPrivate: config.TestMode, UserAgent: userAgent, Logger: logger,
-	})})
+	h.identities = identity.New(identity.Config{PLCURL: config.PLCURL, AllowPrivate: config.TestMode, UserAgent: userAgent, Logger: logger})
+	h.verifier = xrpc.NewVerifier(xrpc.VerifierConfig{Audience: h.did, Fragment: "atcr_hold", Keys: h.identities})
 	h.handler = h.routes(httpx.NewAdapter(logger, registry, "atcr_hold"))
 	h.collected = newCollectMetrics(registry)
 	h.startBackground(ctx)

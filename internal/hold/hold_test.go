@@ -28,8 +28,9 @@ import (
 
 // people are accounts with keys, and the did:plc directory that knows them.
 type people struct {
-	url  string
-	keys map[syntax.DID]*atcrypto.PrivateKeyK256
+	url   string
+	keys  map[syntax.DID]*atcrypto.PrivateKeyK256
+	repos *repos // at their PDS, which a hold in TEST_MODE reaches
 }
 
 const (
@@ -44,8 +45,22 @@ const (
 
 func newPeople(t *testing.T) *people {
 	t.Helper()
-	p := &people{keys: map[syntax.DID]*atcrypto.PrivateKeyK256{}}
+	p := &people{keys: map[syntax.DID]*atcrypto.PrivateKeyK256{}, repos: newRepos()}
 	documents := map[string][]byte{}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/xrpc/") {
+			p.repos.ServeHTTP(w, r)
+			return
+		}
+		document, ok := documents[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write(document)
+	}))
+	t.Cleanup(s.Close)
+	p.url = s.URL
 	for _, did := range []syntax.DID{owner, stranger, refused, reader, writer, admin} {
 		key, err := atcrypto.GeneratePrivateKeyK256()
 		if err != nil {
@@ -56,20 +71,10 @@ func newPeople(t *testing.T) *people {
 			t.Fatal(err)
 		}
 		p.keys[did] = key
-		if documents["/"+did.String()], err = json.Marshal(didDocument(did, "https://pds.example.com", "", public)); err != nil {
+		if documents["/"+did.String()], err = json.Marshal(didDocument(did, p.url, "", public)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		document, ok := documents[r.URL.Path]
-		if !ok {
-			http.NotFound(w, r)
-			return
-		}
-		_, _ = w.Write(document)
-	}))
-	t.Cleanup(s.Close)
-	p.url = s.URL
 	return p
 }
 

@@ -62,7 +62,13 @@ func (h *Hold) follow(ctx context.Context, tx *sql.Tx, _ syntax.DID, ops []pds.O
 			return err
 		}
 	}
-	return h.ledger.Follow(ctx, tx, layers)
+	namings, err := h.ledger.Follow(ctx, tx, layers)
+	for _, n := range namings {
+		if err == nil && h.uploads != nil {
+			err = h.uploads.Naming(ctx, tx, n.DID, n.Digest, n.Named)
+		}
+	}
+	return err
 }
 
 func decodeLayer(value []byte) (*atcr.HoldLayer, error) {

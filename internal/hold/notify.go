@@ -149,7 +149,8 @@ func (h *Hold) manifestBlobs(ctx context.Context, caller syntax.DID, info atcr.H
 			continue
 		}
 		seen[d] = true
-		b, err := h.uploads.Stat(ctx, d, caller)
+		// Promised, so that it stays until its record is there.
+		b, err := h.uploads.Promise(ctx, d, caller, "")
 		if errors.Is(err, upload.ErrNoBlob) {
 			return nil, xrpc.Errorf(http.StatusBadRequest, "BlobNotFound", "this hold has no blob %s: push it first", d)
 		}

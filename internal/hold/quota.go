@@ -3,6 +3,7 @@ package hold
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/api/atcr"
+	"atcr.io/internal/crew"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/xrpc"
 )
@@ -99,6 +101,9 @@ func parseQuotas(text string) (q Quotas, err error) {
 	if err := d.Decode(&q); err != nil {
 		return q, err
 	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return q, errors.New("there is more behind the JSON object")
+	}
 	for what, name := range map[string]string{"default": q.Default, "registered": q.Registered} {
 		if _, ok := q.Tiers[name]; name != "" && !ok {
 			return q, fmt.Errorf("%s names the tier %q, which is not among the tiers", what, name)
@@ -116,7 +121,7 @@ type quota struct {
 
 	mu   sync.Mutex
 	used map[syntax.DID]use
-	all  use // of everybody who was not made a member
+	all  openUse
 }
 
 type use struct {
@@ -124,9 +129,22 @@ type use struct {
 	at    time.Time
 }
 
+// openUse is what those keep together whom nobody made members.
+type openUse struct {
+	use
+	policy     *crew.Policy
+	registered map[syntax.DID]bool
+}
+
+// counts tells whether what did keeps is part of it.
+func (o *openUse) counts(did syntax.DID) bool {
+	_, known := o.policy.Members[did]
+	return did != o.policy.Owner && (!known || o.registered[did])
+}
+
 const (
 	useValid   = 5 * time.Second
-	openValid  = time.Minute // that of all people together, which costs a question for each
+	openValid  = time.Minute // that of all people together; what is stored meanwhile is added
 	maxUseKept = 10_000
 )
 
@@ -174,7 +192,7 @@ func (q *quota) allow(ctx context.Context, did syntax.DID, arriving int64) error
 	if !registered {
 		return nil
 	}
-	used, err := q.openUsage(ctx)
+	used, err := q.openUsage(ctx, did)
 	if err == nil && used+arriving > int64(q.open) {
 		err = fmt.Errorf("the %s that this hold keeps for people who made themselves members are used up: ask its owner for crew membership, or choose another hold", q.open)
 	}
@@ -219,43 +237,57 @@ func (q *quota) usage(ctx context.Context, did syntax.DID) (int64, error) {
 	return bytes, nil
 }
 
-// openUsage is what all those keep together whom nobody made members.
-func (q *quota) openUsage(ctx context.Context) (int64, error) {
+// openUsage is what all those keep together whom nobody made members, with what arrives from others than did now.
+func (q *quota) openUsage(ctx context.Context, did syntax.DID) (int64, error) {
 	q.mu.Lock()
-	u := q.all
+	fresh := !q.all.at.IsZero() && q.hold.now().Sub(q.all.at) < openValid
 	q.mu.Unlock()
-	if !u.at.IsZero() && q.hold.now().Sub(u.at) < openValid {
-		return u.bytes, nil
-	}
-	var people []syntax.DID
-	err := q.hold.ledger.Usages(ctx, func(did syntax.DID, _ int64) { people = append(people, did) })
-	if err != nil {
-		return 0, err
-	}
-	uploaders, err := q.hold.uploads.Uploaders(ctx)
-	if err != nil {
-		return 0, err
-	}
-	people = append(people, uploaders...)
-	slices.Sort(people)
-	var sum int64
-	for _, did := range slices.Compact(people) {
-		_, _, _, registered, err := q.limit(ctx, did)
-		if err != nil {
+	if !fresh {
+		if err := q.countOpen(ctx); err != nil {
 			return 0, err
-		}
-		if registered {
-			bytes, err := q.usage(ctx, did)
-			if err != nil {
-				return 0, err
-			}
-			sum += bytes
 		}
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.all = use{sum, q.hold.now()}
+	sum := q.all.bytes
+	q.hold.uploads.Arriving(func(other syntax.DID, bytes int64) {
+		if other != did && q.all.counts(other) {
+			sum += bytes
+		}
+	})
 	return sum, nil
+}
+
+func (q *quota) countOpen(ctx context.Context) (err error) {
+	o := openUse{use: use{at: q.hold.now()}}
+	if o.policy, err = q.hold.roster.policy(ctx); err != nil {
+		return err
+	}
+	if o.registered, err = q.hold.ledger.AllRegistered(ctx); err != nil {
+		return err
+	}
+	add := func(did syntax.DID, bytes int64) {
+		if o.counts(did) {
+			o.bytes += bytes
+		}
+	}
+	if err := errors.Join(q.hold.ledger.Usages(ctx, add), q.hold.uploads.Usages(ctx, add)); err != nil {
+		return err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.all = o
+	return nil
+}
+
+// stored is told of each upload that was completed: it arrives no more, and must not be free until somebody counts.
+func (q *quota) stored(did syntax.DID, bytes int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.used, did)
+	if !q.all.at.IsZero() && q.all.counts(did) {
+		q.all.bytes += bytes
+	}
 }
 
 // forget drops what is remembered of did's use.
@@ -270,13 +302,13 @@ func (h *Hold) used(ctx context.Context, did syntax.DID) (blobs, bytes int64, er
 	if blobs, bytes, err = h.ledger.Usage(ctx, did); err != nil {
 		return 0, 0, err
 	}
-	moreBlobs, moreBytes, err := h.uploads.UsageBeside(ctx, did, func(d oci.Digest) (bool, error) { return h.ledger.NamedBy(ctx, did, d) })
+	moreBlobs, moreBytes, err := h.uploads.Usage(ctx, did)
 	return blobs + moreBlobs, bytes + moreBytes, err
 }
 
 // counted tells whether the blob is part of what did uses already.
 func (h *Hold) counted(ctx context.Context, did syntax.DID, d oci.Digest) (bool, error) {
-	named, err := h.ledger.NamedBy(ctx, did, d)
+	named, err := h.ledger.NamedBy(ctx, h.db.Reader(), did, d)
 	if err != nil || named {
 		return named, err
 	}

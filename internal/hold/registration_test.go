@@ -170,7 +170,7 @@ func TestQuotas(t *testing.T) {
 		}
 		s.quota.mu.Lock()
 		clear(s.quota.used) // time passes
-		s.quota.all = use{}
+		s.quota.all = openUse{}
 		s.quota.mu.Unlock()
 	}
 	var quota atcr.HoldGetQuotaOutput

@@ -67,23 +67,34 @@ type Change struct {
 	Layer *atcr.HoldLayer // nil: deleted
 }
 
-// Follow applies the changes of one commit, in its transaction.
-func (l *Ledger) Follow(ctx context.Context, tx *sql.Tx, changes []Change) error {
+// Naming says that the first layer record of a person names a blob now, or that none does any more.
+type Naming struct {
+	DID    syntax.DID
+	Digest oci.Digest
+	Named  bool
+}
+
+// Follow applies the changes of one commit, in its transaction, and returns what they make of who names what, in
+// their order.
+func (l *Ledger) Follow(ctx context.Context, tx *sql.Tx, changes []Change) (namings []Naming, err error) {
+	note := func(user, digest string, named bool) {
+		namings = append(namings, Naming{syntax.DID(user), oci.Digest(digest), named})
+	}
 	for _, c := range changes {
-		if err := l.remove(ctx, tx, c.Rkey); err != nil {
-			return err
+		if err := l.remove(ctx, tx, c.Rkey, note); err != nil {
+			return nil, err
 		}
 		if c.Layer == nil {
 			continue
 		}
-		if err := l.add(ctx, tx, c.Rkey, c.Layer); err != nil {
-			return err
+		if err := l.add(ctx, tx, c.Rkey, c.Layer, note); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return namings, nil
 }
 
-func (l *Ledger) add(ctx context.Context, tx *sql.Tx, rkey syntax.RecordKey, layer *atcr.HoldLayer) error {
+func (l *Ledger) add(ctx context.Context, tx *sql.Tx, rkey syntax.RecordKey, layer *atcr.HoldLayer, note func(string, string, bool)) error {
 	first, err := absent(ctx, tx, layer.UserDid, layer.Digest)
 	if err != nil {
 		return err
@@ -94,12 +105,13 @@ func (l *Ledger) add(ctx context.Context, tx *sql.Tx, rkey syntax.RecordKey, lay
 	if err != nil || !first {
 		return err
 	}
+	note(layer.UserDid, layer.Digest, true)
 	_, err = tx.ExecContext(ctx, `INSERT INTO usage (user_did, blobs, bytes) VALUES (?1, 1, ?2)
 		ON CONFLICT (user_did) DO UPDATE SET blobs = blobs + 1, bytes = bytes + ?2`, layer.UserDid, size)
 	return err
 }
 
-func (l *Ledger) remove(ctx context.Context, tx *sql.Tx, rkey syntax.RecordKey) error {
+func (l *Ledger) remove(ctx context.Context, tx *sql.Tx, rkey syntax.RecordKey, note func(string, string, bool)) error {
 	var digest, user string
 	var size int64
 	err := tx.QueryRowContext(ctx, `DELETE FROM layer WHERE rkey = ? RETURNING digest, user_did, size`, rkey.String()).Scan(&digest, &user, &size)
@@ -113,6 +125,7 @@ func (l *Ledger) remove(ctx context.Context, tx *sql.Tx, rkey syntax.RecordKey) 
 	if err != nil || !last {
 		return err
 	}
+	note(user, digest, false)
 	_, err = tx.ExecContext(ctx, `UPDATE usage SET blobs = blobs - 1, bytes = max(bytes - ?, 0) WHERE user_did = ?`, size, user)
 	if err == nil {
 		_, err = tx.ExecContext(ctx, `DELETE FROM usage WHERE user_did = ? AND blobs <= 0`, user)
@@ -140,7 +153,7 @@ func (l *Ledger) Build(ctx context.Context, each func(func(Change) error) error)
 				return err
 			}
 		}
-		if err := each(func(c Change) error { return l.Follow(ctx, tx, []Change{c}) }); err != nil {
+		if err := each(func(c Change) error { _, err := l.Follow(ctx, tx, []Change{c}); return err }); err != nil {
 			return fmt.Errorf("layer records: %w", err)
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO built VALUES (1)`)
@@ -202,10 +215,15 @@ func (l *Ledger) Usages(ctx context.Context, fn func(did syntax.DID, bytes int64
 	return rows.Err()
 }
 
-// Named tells, in a transaction that is to delete the blob, whether a layer record names it.
-func (l *Ledger) Named(ctx context.Context, tx *sql.Tx, digest oci.Digest) (bool, error) {
+// Queryer is a database, or a transaction of it.
+type Queryer interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// Named tells whether a layer record names a blob.
+func (l *Ledger) Named(ctx context.Context, q Queryer, digest oci.Digest) (bool, error) {
 	var n int
-	err := tx.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 FROM layer WHERE digest = ? LIMIT 1)`, digest.String()).Scan(&n)
+	err := q.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 FROM layer WHERE digest = ? LIMIT 1)`, digest.String()).Scan(&n)
 	return n > 0, err
 }
 
@@ -217,9 +235,9 @@ func (l *Ledger) Told(ctx context.Context) (bool, error) {
 }
 
 // NamedBy tells whether a layer record of did names the blob.
-func (l *Ledger) NamedBy(ctx context.Context, did syntax.DID, digest oci.Digest) (bool, error) {
+func (l *Ledger) NamedBy(ctx context.Context, q Queryer, did syntax.DID, digest oci.Digest) (bool, error) {
 	var n int
-	err := l.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 FROM layer WHERE user_did = ? AND digest = ? LIMIT 1)`,
+	err := q.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 FROM layer WHERE user_did = ? AND digest = ? LIMIT 1)`,
 		did.String(), digest.String()).Scan(&n)
 	return n > 0, err
 }

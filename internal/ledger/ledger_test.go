@@ -69,7 +69,7 @@ func TestUsage(t *testing.T) {
 		{[]ledger.Change{{Rkey: "2"}, {Rkey: "4"}}, nil, [2]int64{}, [2]int64{}},
 	} {
 		err := db.Write(t.Context(), func(tx *sql.Tx) error {
-			if err := l.Follow(t.Context(), tx, step.changes); err != nil {
+			if _, err := l.Follow(t.Context(), tx, step.changes); err != nil {
 				return err
 			}
 			return step.err

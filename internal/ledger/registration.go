@@ -31,6 +31,24 @@ func (l *Ledger) Registered(ctx context.Context, did syntax.DID) (bool, error) {
 	return n > 0, err
 }
 
+// AllRegistered are all who are members by their own wish.
+func (l *Ledger) AllRegistered(ctx context.Context) (map[syntax.DID]bool, error) {
+	rows, err := l.db.Reader().QueryContext(ctx, `SELECT did FROM registration`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := map[syntax.DID]bool{}
+	for rows.Next() {
+		var did string
+		if err := rows.Scan(&did); err != nil {
+			return nil, err
+		}
+		out[syntax.DID(did)] = true
+	}
+	return out, rows.Err()
+}
+
 // Idle are up to limit people who registered and pushed nothing since before.
 func (l *Ledger) Idle(ctx context.Context, before time.Time, limit int) ([]syntax.DID, error) {
 	rows, err := l.db.Reader().QueryContext(ctx, `SELECT did FROM registration WHERE pushed_at < ? LIMIT ?`, before.UnixMilli(), limit)

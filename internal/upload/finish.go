@@ -169,8 +169,15 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 		}
 	}
 	u.cache.Add(d, blob)
+	u.stored(s.owner, blob.Size)
 	u.finished(ctx, s, spare)
 	return blob, nil
+}
+
+func (u *Uploads) stored(owner syntax.DID, bytes int64) {
+	if u.cfg.Stored != nil {
+		u.cfg.Stored(owner, bytes)
+	}
 }
 
 // completed finds out whether a completion that answered writeErr is in the database all the same. nil: it is.

@@ -25,7 +25,8 @@ type Blob struct {
 	// Owner is who uploaded it first; "" where it was found in the storage.
 	Owner     syntax.DID
 	CreatedAt time.Time
-	// TouchedAt is when somebody was last told that it is there; at most an hour behind.
+	// TouchedAt is when somebody was last told that it is there (at most an hour behind), or when the last
+	// manifest ceased to name it: from then on it may be collected after CollectAfter.
 	TouchedAt time.Time
 }
 
@@ -85,26 +86,14 @@ func (u *Uploads) recordVerified(ctx context.Context, tx *sql.Tx, b Blob, upload
 	if err != nil || uploader == "" {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO blob_uploader (digest, uploader, created_at) VALUES (?,?,?)
-		ON CONFLICT (digest, uploader) DO UPDATE SET created_at = excluded.created_at`,
-		b.Digest.String(), uploader.String(), now)
+	named, err := u.named(ctx, tx, uploader, b.Digest)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO blob_uploader (digest, uploader, created_at, named) VALUES (?,?,?,?)
+		ON CONFLICT (digest, uploader) DO UPDATE SET created_at = excluded.created_at, named = excluded.named`,
+		b.Digest.String(), uploader.String(), now, named)
 	return err
-}
-
-// UploadedBy tells whether did sent all the bytes of the verified blob d, whoever else did.
-func (u *Uploads) UploadedBy(ctx context.Context, d oci.Digest, did syntax.DID) (bool, error) {
-	var n int
-	err := u.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM blob_uploader WHERE digest = ? AND uploader = ?`,
-		d.String(), did.String()).Scan(&n)
-	return n > 0, err
-}
-
-// Usage is how many blobs owner uploaded and their bytes together, the unverified ones included.
-func (u *Uploads) Usage(ctx context.Context, owner syntax.DID) (blobs, bytes int64, err error) {
-	err = u.db.Reader().QueryRowContext(ctx, `SELECT count(*), coalesce(sum(size), 0) FROM (
-		SELECT b.size FROM blob_uploader p JOIN blob b ON b.digest = p.digest AND b.verified = 1 WHERE p.uploader = ?1
-		UNION ALL SELECT size FROM blob WHERE verified = 0 AND uploader = ?1)`, owner.String()).Scan(&blobs, &bytes)
-	return blobs, bytes, err
 }
 
 // Open opens a blob's bytes. Errors: blobstore.ErrNotFound where the object is gone although the index
@@ -127,82 +116,9 @@ func (u *Uploads) Presign(ctx context.Context, b Blob, method string, ttl time.D
 	return url, true, nil
 }
 
-// MarkTouched notes that somebody was told that b is there, which keeps it from collection for a while.
-// It writes at most once an hour and blob.
-func (u *Uploads) MarkTouched(ctx context.Context, b Blob) error {
-	now := u.now()
-	if now.Sub(b.TouchedAt) < touchEvery {
-		return nil
-	}
-	verified := 0
-	if b.Verified {
-		verified = 1
-	}
-	err := u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `UPDATE blob SET touched_at = ? WHERE digest = ? AND verified = ? AND key = ?`,
-			now.UnixMilli(), b.Digest.String(), verified, b.Key)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("touch blob: %w", err)
-	}
-	if cached, ok := u.cache.Get(b.Digest); ok && b.Verified && cached.Key == b.Key {
-		cached.TouchedAt = now
-		u.cache.Add(b.Digest, cached)
-	}
-	return nil
-}
-
 // randomName is 128 random bits in lowercase hex, for keys.
 func randomName() string {
 	b := make([]byte, 16)
 	_, _ = rand.Read(b) // never fails
 	return hex.EncodeToString(b)
-}
-
-// UsageBeside is Usage without the blobs that named says are counted elsewhere.
-func (u *Uploads) UsageBeside(ctx context.Context, owner syntax.DID, named func(oci.Digest) (bool, error)) (blobs, bytes int64, err error) {
-	rows, err := u.db.Reader().QueryContext(ctx, `SELECT b.digest, b.size FROM blob_uploader p JOIN blob b ON b.digest = p.digest AND b.verified = 1 WHERE p.uploader = ?1
-		UNION ALL SELECT digest, size FROM blob WHERE verified = 0 AND uploader = ?1`, owner.String())
-	if err != nil {
-		return 0, 0, err
-	}
-	sizes := map[oci.Digest]int64{}
-	for rows.Next() {
-		var digest string
-		var size int64
-		if err := rows.Scan(&digest, &size); err != nil {
-			return 0, 0, errors.Join(err, rows.Close())
-		}
-		sizes[oci.Digest(digest)] = size
-	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil { // before named asks for a connection of its own
-		return 0, 0, err
-	}
-	for d, size := range sizes {
-		if counted, err := named(d); err != nil {
-			return 0, 0, err
-		} else if !counted {
-			blobs, bytes = blobs+1, bytes+size
-		}
-	}
-	return blobs, bytes, nil
-}
-
-// Uploaders are all who uploaded something that is here.
-func (u *Uploads) Uploaders(ctx context.Context) ([]syntax.DID, error) {
-	rows, err := u.db.Reader().QueryContext(ctx, `SELECT DISTINCT uploader FROM blob_uploader UNION SELECT DISTINCT uploader FROM blob WHERE verified = 0`)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }()
-	var out []syntax.DID
-	for rows.Next() {
-		var did string
-		if err := rows.Scan(&did); err != nil {
-			return nil, err
-		}
-		out = append(out, syntax.DID(did))
-	}
-	return out, rows.Err()
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
 )
 
 // intakeChunk is how much is copied aside for the hash at a time. The Writer's own buffer cannot be
@@ -165,4 +167,13 @@ func (u *Uploads) allow(ctx context.Context, s *session) error {
 		return fmt.Errorf("%w: %w", ErrQuota, err)
 	}
 	return nil
+}
+
+// Arriving calls fn with the bytes of each unfinished upload.
+func (u *Uploads) Arriving(fn func(owner syntax.DID, bytes int64)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, s := range u.byID {
+		fn(s.owner, s.received.Load()+s.spooled.Load())
+	}
 }

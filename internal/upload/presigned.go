@@ -147,6 +147,7 @@ func (u *Uploads) joinParts(ctx context.Context, s *session, d oci.Digest, parts
 	if err != nil {
 		return Blob{}, 0, fmt.Errorf("record blob: %w", err)
 	}
+	u.stored(s.owner, blob.Size)
 	u.forget(s)
 	u.metrics.finished.WithLabelValues("unverified").Inc()
 	return blob, row, nil

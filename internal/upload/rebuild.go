@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -32,6 +34,10 @@ type Rebuilt struct {
 // is believed (only bytes that a hold hashed come there), and rows without their object go. Who uploaded
 // a blob is known only from pointers. It may run beside uploads, and again after an error.
 func (u *Uploads) Rebuild(ctx context.Context) (Rebuilt, error) {
+	u.rebuilding.Lock()
+	defer u.rebuilding.Unlock()
+	u.deletions.watch(true)
+	defer u.deletions.watch(false)
 	start := u.now().UnixMilli()
 	if err := u.exec(ctx, `DELETE FROM blob_found`); err != nil {
 		return Rebuilt{}, fmt.Errorf("rebuild index: %w", err)
@@ -46,8 +52,28 @@ func (u *Uploads) Rebuild(ctx context.Context) (Rebuilt, error) {
 	}); err != nil {
 		return Rebuilt{}, fmt.Errorf("rebuild index: %w", err)
 	}
-	var r Rebuilt
-	err := u.db.Write(ctx, func(tx *sql.Tx) (err error) {
+	r, err := u.enterFound(ctx, start)
+	u.epoch.Add(1)
+	u.cache.Purge()
+	if err != nil {
+		return Rebuilt{}, fmt.Errorf("rebuild index: %w", err)
+	}
+	return r, nil
+}
+
+// enterFound makes rows of what was found since start, and deletes those of what was not.
+func (u *Uploads) enterFound(ctx context.Context, start int64) (r Rebuilt, err error) {
+	u.deletions.under.Lock()
+	defer u.deletions.under.Unlock()
+	u.deletions.mu.Lock()
+	deleted := slices.Collect(maps.Keys(u.deletions.noted))
+	u.deletions.mu.Unlock()
+	err = u.db.Write(ctx, func(tx *sql.Tx) (err error) {
+		for _, key := range deleted {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM blob_found WHERE key = ?`, key); err != nil {
+				return err
+			}
+		}
 		if r.Removed, err = changed(tx.ExecContext(ctx, `DELETE FROM blob WHERE touched_at < ?
 			AND NOT EXISTS (SELECT 1 FROM blob_found f WHERE f.key = blob.key AND f.size = blob.size)`, start)); err != nil {
 			return err
@@ -61,14 +87,13 @@ func (u *Uploads) Rebuild(ctx context.Context) (Rebuilt, error) {
 			SELECT digest, uploader, ? FROM blob_found WHERE digest <> '' AND uploader <> '' ON CONFLICT DO NOTHING`, start); err != nil {
 			return err
 		}
+		if err := u.settleNamed(ctx, tx); err != nil {
+			return err
+		}
 		_, err = tx.ExecContext(ctx, `DELETE FROM blob_found`)
 		return err
 	})
-	u.cache.Purge()
-	if err != nil {
-		return Rebuilt{}, fmt.Errorf("rebuild index: %w", err)
-	}
-	return r, nil
+	return r, err
 }
 
 func changed(r sql.Result, err error) (int64, error) {

@@ -75,6 +75,17 @@ CREATE TABLE upload_part (
 	crc    INTEGER NOT NULL,
 	PRIMARY KEY (upload, number)
 ) STRICT, WITHOUT ROWID;
+`, `
+-- named: 1 where a manifest of the uploader names the blob, which then counts elsewhere; 2: not looked at yet.
+ALTER TABLE blob_uploader ADD COLUMN named INTEGER NOT NULL DEFAULT 2;
+CREATE INDEX blob_uploader_unnamed ON blob_uploader (uploader) WHERE named <> 1;
+CREATE TABLE blob_promise (
+	digest TEXT    NOT NULL,
+	did    TEXT    NOT NULL,
+	at     INTEGER NOT NULL,
+	PRIMARY KEY (digest, did)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX blob_promise_at ON blob_promise (at);
 `}
 
 // saved is the part of a session that outlives the process: bytes up to offset, the hash over them, and

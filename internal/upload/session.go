@@ -341,7 +341,7 @@ func (u *Uploads) clear(ctx context.Context, id string, state []byte, stagedKey 
 		}
 	}
 	if stagedKey != "" {
-		if err := u.store.Delete(ctx, stagedKey); err != nil {
+		if err := u.deleteStaged(ctx, stagedKey); err != nil {
 			return fmt.Errorf("delete: %w", err)
 		}
 	}
@@ -353,6 +353,18 @@ func (u *Uploads) clear(ctx context.Context, id string, state []byte, stagedKey 
 		_, err := tx.ExecContext(ctx, query, id)
 		return err
 	})
+}
+
+// deleteStaged deletes the object of an upload that came to nothing, unless Rebuild found its pointer and made
+// it a blob's.
+func (u *Uploads) deleteStaged(ctx context.Context, key string) error {
+	leave := u.deletions.enter()
+	defer leave()
+	if named, err := u.keyNamed(ctx, key); err != nil || named {
+		return err
+	}
+	u.deletions.note(key)
+	return u.store.Delete(ctx, key)
 }
 
 // releaseFiles gives back what s holds in this process.

@@ -203,6 +203,8 @@ func (u *Uploads) collectKey(ctx context.Context, key string) error {
 			return err
 		}
 		defer unlock()
+		leave := u.deletions.enter()
+		defer leave()
 		if b, err := u.verified(ctx, d); err == nil && (b.Key == key || key == blobstore.PointerKey(d) && b.Key != blobstore.BlobKey(d)) {
 			return u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
 				_, err := tx.ExecContext(ctx, `DELETE FROM blob_garbage WHERE key = ?`, key)
@@ -212,5 +214,15 @@ func (u *Uploads) collectKey(ctx context.Context, key string) error {
 			return err
 		}
 	}
+	if named, err := u.keyNamed(ctx, key); err != nil || named {
+		return err
+	}
 	return u.deleteGarbage(ctx, key)
+}
+
+// keyNamed tells whether an object is a blob's.
+func (u *Uploads) keyNamed(ctx context.Context, key string) (bool, error) {
+	var n int
+	err := u.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 FROM blob WHERE key = ? LIMIT 1)`, key).Scan(&n)
+	return n > 0, err
 }

@@ -124,10 +124,16 @@ type Config struct {
 	Now func() time.Time
 	// Metrics may be nil.
 	Metrics prometheus.Registerer
+	// Named says whether a manifest of did names d: the wiring's word for it, which it also gives by Naming at
+	// each change. nil: none does.
+	Named func(ctx context.Context, q Queryer, did syntax.DID, d oci.Digest) (bool, error)
 	// Allow says whether owner may have bytes in unfinished uploads beside what the index says they
 	// uploaded (see Usage). It is asked as bytes arrive, at least once a MiB, so it must be quick. An error
 	// cuts the upload with ErrQuota; its text reaches the owner. nil allows everything.
 	Allow func(ctx context.Context, owner syntax.DID, bytes int64) error
+	// Stored is told of each upload that was completed, before it ceases to be asked about by Allow. It must be
+	// quick. nil: nobody is told.
+	Stored func(owner syntax.DID, bytes int64)
 	// NoPresign keeps every byte passing through the hold, whatever the storage can.
 	NoPresign bool
 	// SpoolDir is where parts ahead of their turn wait, in files without a name; "" means the system's.
@@ -158,7 +164,11 @@ type Uploads struct {
 	metrics *metrics
 	cache   *lru.Cache[oci.Digest, Blob] // verified rows alone
 	digests keyedLock
-	epoch   atomic.Int64 // rises when a row was collected, so that no reader puts it back into the cache
+	// promises are those that were written down lately.
+	promises   *lru.Cache[promised, time.Time]
+	deletions  deletions
+	rebuilding sync.Mutex   // one Rebuild at a time
+	epoch      atomic.Int64 // rises when a row was collected, so that no reader puts it back into the cache
 
 	mu        sync.Mutex
 	byID      map[string]*session
@@ -202,13 +212,20 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	if err != nil {
 		return nil, err
 	}
+	promises, err := lru.New[promised, time.Time](cachedBlobs)
+	if err != nil {
+		return nil, err
+	}
 	u := &Uploads{
-		cfg: cfg, db: db, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cache: cache,
+		cfg: cfg, db: db, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cache: cache, promises: promises,
 		byID: map[string]*session{}, bySecret: map[[32]byte]*session{}, verifying: map[int64]bool{},
 		wakeVerify: make(chan struct{}, 1), checkpoint: checkpointBytes, inline: maxInlineBytes,
 	}
 	if err := u.loadSessions(ctx); err != nil {
 		return nil, fmt.Errorf("load unfinished uploads: %w", err)
+	}
+	if err := db.Write(ctx, func(tx *sql.Tx) error { return u.settleNamed(ctx, tx) }); err != nil {
+		return nil, fmt.Errorf("count what is in use: %w", err)
 	}
 	u.metrics = newMetrics(cfg.Metrics, u.countOpen)
 	background, stop := context.WithCancel(context.Background())

@@ -159,25 +159,33 @@ func (u *Uploads) discardRow(ctx context.Context, tx *sql.Tx, row int64) error {
 // promote makes an unverified blob, whose bytes were found right, the verified one. Where there is one
 // already it stays, and this object goes.
 func (u *Uploads) promote(ctx context.Context, row int64, b Blob) error {
+	spare, err := u.promoteLocked(ctx, row, b)
+	if err != nil || !spare {
+		return err
+	}
+	return u.collectGarbage(ctx) // which takes the locks of digests itself
+}
+
+func (u *Uploads) promoteLocked(ctx context.Context, row int64, b Blob) (spare bool, err error) {
 	unlock, err := u.digests.lock(ctx, b.Digest)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unlock()
 	if current, err := u.unverified(ctx, row); errors.Is(err, ErrNoBlob) {
-		return nil // replaced by a newer upload of the same person
+		return false, nil // replaced by a newer upload of the same person
 	} else if err != nil || current.Key != b.Key {
-		return errors.Join(errReplaced, err)
+		return false, errors.Join(errReplaced, err)
 	}
 	standing, there, err := u.standing(ctx, b.Digest)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if !there {
 		standing = b
 		standing.Verified = true
 		if err := u.point(ctx, standing); err != nil {
-			return err
+			return false, err
 		}
 	}
 	err = u.db.Write(ctx, func(tx *sql.Tx) error {
@@ -192,11 +200,8 @@ func (u *Uploads) promote(ctx context.Context, row int64, b Blob) error {
 		return u.recordVerified(ctx, tx, standing, b.Owner)
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	u.cache.Add(b.Digest, standing)
-	if there {
-		return u.collectGarbage(ctx)
-	}
-	return nil
+	return there, nil
 }
