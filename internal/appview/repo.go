@@ -114,7 +114,7 @@ func cidOf(d oci.Digest) string { return atcr.ContentCID(d.String()) }
 // rkeyOf is the record key of an at-uri of did's collection, "" where uri is something else.
 func rkeyOf(uri string, did syntax.DID, collection string) string {
 	rkey, ok := strings.CutPrefix(uri, "at://"+did.String()+"/"+collection+"/")
-	if !ok || strings.Contains(rkey, "/") {
+	if _, err := syntax.ParseRecordKey(rkey); !ok || err != nil {
 		return ""
 	}
 	return rkey
