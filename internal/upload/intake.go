@@ -9,14 +9,15 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 )
 
-// intakeChunk is how much is copied aside for the hash at a time. The Writer's own buffer cannot be
-// hashed in parallel: once Read was called again it belongs to the Writer, and to whom it lends it.
+// intakeChunk is how much is copied at a time where bytes wait in a file for their turn.
 const intakeChunk = 64 << 10
 
 var chunks = sync.Pool{New: func() any { return new([intakeChunk]byte) }}
 
-// intake is the body as the Writer reads it: on the way it is hashed (in parallel with the writing),
-// counted, and cut at the limits.
+// intake is the body as the Writer reads it: on the way it is hashed, counted, and cut at the limits.
+//
+// It is hashed by who reads, while the bytes are still in that processor's cache and another writes those before: a
+// goroutine of its own for the hash would need a copy of everything.
 type intake struct {
 	ctx     context.Context
 	u       *Uploads
@@ -29,16 +30,6 @@ type intake struct {
 	err    error // why no more come; io.EOF at the end of body, which is done then
 	done   bool
 	asked  int64 // bytes since Allow was asked
-
-	chunk   *[intakeChunk]byte
-	filled  int
-	queue   chan filledChunk // nil until there is more than a chunk
-	pending sync.WaitGroup   // chunks in the queue
-}
-
-type filledChunk struct {
-	chunk *[intakeChunk]byte
-	n     int
 }
 
 func newIntake(ctx context.Context, u *Uploads, s *session, body io.Reader, metered bool) *intake {
@@ -64,7 +55,7 @@ func (in *intake) Read(p []byte) (int, error) {
 	n, err := in.body.Read(p[:min(int64(len(p)), in.budget)])
 	in.budget -= int64(n)
 	in.read += int64(n)
-	in.hash(p[:n])
+	in.s.hash.Write(p[:n])
 	last := err != nil
 	if in.done = err == io.EOF; in.done || err == nil {
 		in.err = err
@@ -97,57 +88,6 @@ func (in *intake) meter(n int, last bool) error {
 	}
 	in.asked = 0
 	return in.u.allow(in.ctx, in.s)
-}
-
-// hash copies p aside and lets the hash run over full chunks.
-func (in *intake) hash(p []byte) {
-	for len(p) > 0 {
-		if in.chunk == nil {
-			in.chunk = chunks.Get().(*[intakeChunk]byte) //nolint:errcheck,forcetypeassert // nothing else is put in
-		}
-		n := copy(in.chunk[in.filled:], p)
-		in.filled += n
-		p = p[n:]
-		if in.filled < intakeChunk {
-			return
-		}
-		if in.queue == nil {
-			in.queue = make(chan filledChunk, 1)
-			go in.run(in.queue)
-		}
-		in.pending.Add(1)
-		in.queue <- filledChunk{in.chunk, in.filled}
-		in.chunk, in.filled = nil, 0
-	}
-}
-
-func (in *intake) run(queue <-chan filledChunk) {
-	for c := range queue {
-		in.s.hash.Write(c.chunk[:c.n])
-		chunks.Put(c.chunk)
-		in.pending.Done()
-	}
-}
-
-// settle waits until the hash stands where the reading does.
-func (in *intake) settle() {
-	in.pending.Wait()
-	if in.filled > 0 {
-		in.s.hash.Write(in.chunk[:in.filled])
-		in.filled = 0
-	}
-}
-
-// close ends the parallel hashing; settle came before it, or the hash is thrown away.
-func (in *intake) close() {
-	in.pending.Wait()
-	if in.queue != nil {
-		close(in.queue)
-	}
-	if in.chunk != nil {
-		chunks.Put(in.chunk)
-		in.chunk = nil
-	}
 }
 
 // allow asks the hook whether the owner of s may have what they have in unfinished uploads.

@@ -242,11 +242,9 @@ func (u *Uploads) append(ctx context.Context, s *session, body io.Reader, option
 		return err
 	}
 	in := newIntake(ctx, u, s, body, options.metered)
-	defer in.close()
 	for {
 		in.budget = u.checkpoint
 		taken, err := s.writer.ReadFrom(in)
-		in.settle()
 		if err == nil && !in.done {
 			err = in.err
 		}
