@@ -15,8 +15,11 @@ import (
 // then a hold has collected one that nothing names.
 const deletedFor = 48 * time.Hour
 
-// deletedMax bounds what is remembered of all repositories.
-const deletedMax = 100_000
+// deletedMax bounds what is remembered of all repositories, deletedOwn of one person's.
+const (
+	deletedMax = 100_000
+	deletedOwn = 5_000
+)
 
 var deletedMigrations = []string{`
 CREATE TABLE deleted_blob (
@@ -57,12 +60,13 @@ func (d *deletedBlobs) has(ctx context.Context, key blobKey) (bool, error) {
 // add deletes it. Errors: *oci.Error where too many are remembered.
 func (d *deletedBlobs) add(ctx context.Context, key blobKey) error {
 	now := d.clock()
-	var count int
-	err := d.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM deleted_blob WHERE deleted_at > ?`, now.Add(-deletedFor).UnixMilli()).Scan(&count)
+	var all, own int
+	err := d.db.Reader().QueryRowContext(ctx, `SELECT (SELECT count(*) FROM deleted_blob WHERE deleted_at > ?1), (SELECT count(*) FROM deleted_blob WHERE deleted_at > ?1 AND did = ?2)`,
+		now.Add(-deletedFor).UnixMilli(), key.did.String()).Scan(&all, &own)
 	if err != nil {
 		return fmt.Errorf("delete blob: %w", err)
 	}
-	if count >= deletedMax {
+	if all >= deletedMax || own >= deletedOwn {
 		return &oci.Error{Code: oci.CodeTooManyRequests, Message: "too many blobs were deleted in the last days: try again later", RetryAfter: time.Hour}
 	}
 	err = d.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {

@@ -242,9 +242,17 @@ func invalidAnswer(at *hold, nsid string, err error) error {
 	return &xrpc.UpstreamError{Host: xrpc.HostOf(at.URL), NSID: nsid, Status: http.StatusOK, Invalid: true, Err: err}
 }
 
+// heldAgainst is a hold's failure, and false for one that is another's: a PDS that signed no token was named already.
+func heldAgainst(err error) (*xrpc.UpstreamError, bool) {
+	if _, named := errors.AsType[*oci.Error](err); named {
+		return nil, false
+	}
+	return errors.AsType[*xrpc.UpstreamError](err)
+}
+
 // holdReadError says why a blob cannot be read.
 func holdReadError(c registry.Caller, at *hold, d oci.Digest, err error) error {
-	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	e, ok := heldAgainst(err)
 	if !ok {
 		return err
 	}
@@ -265,7 +273,7 @@ func holdReadError(c registry.Caller, at *hold, d oci.Digest, err error) error {
 
 // holdWriteError says why a hold takes no upload, and what to do.
 func holdWriteError(c registry.Caller, at *hold, err error) error {
-	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	e, ok := heldAgainst(err)
 	if !ok {
 		return err
 	}

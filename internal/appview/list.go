@@ -18,6 +18,8 @@ const (
 	listFresh  = 3 * time.Second
 	listFailed = 2 * time.Second
 	listsKept  = 64
+	// referrersBytes bounds what is kept of one repository's referrers, annotations and all.
+	referrersBytes = 4 << 20
 )
 
 // lists reads whole collections: the tags and the referrers of a repository.
@@ -31,6 +33,15 @@ type lists struct {
 type referrer struct {
 	subject    string
 	descriptor oci.Descriptor
+}
+
+// sizeOf is about what a referrer takes of memory.
+func sizeOf(subject string, d *oci.Descriptor) int {
+	n := 200 + len(subject) + len(d.MediaType) + len(d.ArtifactType)
+	for k, v := range d.Annotations {
+		n += 32 + len(k) + len(v)
+	}
+	return n
 }
 
 func newLists(u xrpc.Upstream, d directory, now clock) *lists {
@@ -100,6 +111,7 @@ func (l *lists) readTags(ctx context.Context, of owner, repository string) ([]st
 
 func (l *lists) readReferrers(ctx context.Context, of owner, repository string) ([]referrer, error) {
 	var out []referrer
+	room := referrersBytes
 	err := listRecords(ctx, l.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
 		m := &f.Value
 		if m.Repository != repository || m.Subject == nil || m.ManifestBlob == nil || validManifest(m) != nil {
@@ -111,6 +123,9 @@ func (l *lists) readReferrers(ctx context.Context, of owner, repository string) 
 		}
 		if d.ArtifactType == "" && m.Config != nil {
 			d.ArtifactType = m.Config.MediaType
+		}
+		if room -= sizeOf(m.Subject.Digest, &d); room < 0 {
+			return false // the rest is left out
 		}
 		out = append(out, referrer{subject: m.Subject.Digest, descriptor: d})
 		return true

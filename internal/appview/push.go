@@ -241,9 +241,9 @@ func (p *push) tryWrite() error {
 			return err
 		}
 	}
-	p.manifests.records.manifests.put(recordKey{p.of.DID, rkey}, &found[atcr.Manifest]{Rkey: rkey, Value: *record})
+	p.manifests.records.manifests.put(recordKey{p.of.DID, rkey}, slimManifest(&found[atcr.Manifest]{Rkey: rkey, Value: *record}))
 	for tagRkey, t := range tagRecords {
-		p.manifests.records.tags.put(recordKey{p.of.DID, tagRkey}, &found[atcr.Tag]{Rkey: tagRkey, Value: *t})
+		p.manifests.records.tags.put(recordKey{p.of.DID, tagRkey}, slimTag(&found[atcr.Tag]{Rkey: tagRkey, Value: *t}))
 	}
 	return nil
 }

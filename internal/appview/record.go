@@ -37,12 +37,51 @@ type records struct {
 func newRecords(u xrpc.Upstream, d directory, now func() time.Time) *records {
 	r := &records{upstream: u, directory: d}
 	r.manifests = newCache(recordsKept, recordFresh, recordFailed, now, func(ctx context.Context, k recordKey) (*found[atcr.Manifest], error) {
-		return loadRecord[atcr.Manifest](ctx, r, k, atcr.ManifestNSID)
+		f, err := loadRecord[atcr.Manifest](ctx, r, k, atcr.ManifestNSID)
+		return slimManifest(f), err
 	})
 	r.tags = newCache(recordsKept, recordFresh, recordFailed, now, func(ctx context.Context, k recordKey) (*found[atcr.Tag], error) {
-		return loadRecord[atcr.Tag](ctx, r, k, atcr.TagNSID)
+		f, err := loadRecord[atcr.Tag](ctx, r, k, atcr.TagNSID)
+		return slimTag(f), err
 	})
 	return r
+}
+
+// keptBytes bounds what is kept of a record. Records are other people's, and of any size.
+const keptBytes = 4096
+
+// slimManifest is what pulls need of a manifest record; one that is not small even so is malformed.
+func slimManifest(f *found[atcr.Manifest]) *found[atcr.Manifest] {
+	if f == nil || f.Malformed {
+		return f
+	}
+	v := &f.Value
+	slim := atcr.Manifest{
+		Repository: v.Repository, Digest: v.Digest, MediaType: v.MediaType, HoldDid: v.HoldDid, HoldEndpoint: v.HoldEndpoint,
+		ManifestBlob: v.ManifestBlob,
+	}
+	n := len(f.CID) + len(slim.Repository) + len(slim.Digest) + len(slim.MediaType) + len(slim.HoldDid) + len(slim.HoldEndpoint)
+	if b := slim.ManifestBlob; b != nil {
+		n += len(b.Ref.Link) + len(b.MimeType) + len(b.LexiconTypeID)
+	}
+	if n > keptBytes {
+		return &found[atcr.Manifest]{Rkey: f.Rkey, Malformed: true}
+	}
+	return &found[atcr.Manifest]{Rkey: f.Rkey, CID: f.CID, Value: slim}
+}
+
+// slimTag is a tag record without what others added to it; one that is not small even so is malformed.
+func slimTag(f *found[atcr.Tag]) *found[atcr.Tag] {
+	if f == nil || f.Malformed {
+		return f
+	}
+	slim := f.Value
+	slim.Extra = nil
+	n := len(f.CID) + len(slim.Repository) + len(slim.Tag) + len(slim.Manifest) + len(slim.ManifestDigest) + len(slim.CreatedAt) + len(slim.UpdatedAt)
+	if n > keptBytes {
+		return &found[atcr.Tag]{Rkey: f.Rkey, Malformed: true}
+	}
+	return &found[atcr.Tag]{Rkey: f.Rkey, CID: f.CID, Value: slim}
 }
 
 func loadRecord[T any](ctx context.Context, r *records, k recordKey, collection string) (*found[T], error) {
@@ -126,7 +165,7 @@ func (r *records) tagged(ctx context.Context, did syntax.DID, t *atcr.Tag) (*fou
 		if err != nil || f != nil && f.Value.Repository == t.Repository {
 			return f, err
 		}
-		return nil, nil
+		// The key may have gone to another repository since: the digest says which manifest was meant.
 	}
 	d, err := oci.ParseDigest(t.ManifestDigest)
 	if err != nil {

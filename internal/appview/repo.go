@@ -32,7 +32,7 @@ func getRecord[T any](ctx context.Context, u xrpc.Upstream, base string, did syn
 		Value json.RawMessage `json:"value"`
 	}
 	err := u.JSON(ctx, xrpc.UpstreamCall{
-		Base: base, NSID: "com.atproto.repo.getRecord",
+		Base: base, NSID: "com.atproto.repo.getRecord", Limit: maxRecordAnswerBytes,
 		Query: url.Values{"repo": {did.String()}, "collection": {collection}, "rkey": {rkey}},
 	}, &out)
 	if missing(err) {
@@ -47,6 +47,10 @@ func getRecord[T any](ctx context.Context, u xrpc.Upstream, base string, did syn
 	}
 	return f, nil
 }
+
+// maxRecordAnswerBytes is what getRecord may answer: a record of 1,000,000 bytes, which JSON spells longer than the
+// repo's own form does.
+const maxRecordAnswerBytes = 2 << 20
 
 const (
 	listPageRecords = 50

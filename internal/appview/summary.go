@@ -2,6 +2,7 @@ package appview
 
 import (
 	"encoding/json"
+	"strings"
 
 	"atcr.io/api/atcr"
 	"atcr.io/internal/oci"
@@ -31,7 +32,7 @@ func (p *push) summarise(record *atcr.Manifest) {
 	if len(m.ArtifactType) <= maxArtifactTypeBytes {
 		record.ArtifactType = m.ArtifactType
 	}
-	record.Annotations = m.Annotations
+	record.Annotations = plainAnnotations(m.Annotations)
 	record.Config, record.Subject = blobReference(m.Config), blobReference(m.Subject)
 	record.Layers, record.Manifests = blobReferences(m.Layers), manifestReferences(m.Manifests)
 }
@@ -42,12 +43,25 @@ func summarisable(d *oci.Descriptor) bool {
 	return d.Size <= maxSafeInteger && len(d.MediaType) <= maxMediaTypeBytes
 }
 
+// plainAnnotations are those that mean the same in a record: a map with a key such as $type or $link is another thing
+// there, which a PDS may refuse. All of them are left out then; the bytes have them.
+//
+// Source: https://atproto.com/specs/data-model, "Data Types".
+func plainAnnotations(annotations map[string]string) map[string]string {
+	for key := range annotations {
+		if strings.HasPrefix(key, "$") {
+			return nil
+		}
+	}
+	return annotations
+}
+
 func blobReference(d *oci.Descriptor) *atcr.ManifestBlobReference {
 	if d == nil || !summarisable(d) {
 		return nil
 	}
 	return &atcr.ManifestBlobReference{
-		MediaType: d.MediaType, Size: d.Size, Digest: d.Digest.String(), Urls: d.URLs, Annotations: d.Annotations,
+		MediaType: d.MediaType, Size: d.Size, Digest: d.Digest.String(), Urls: d.URLs, Annotations: plainAnnotations(d.Annotations),
 	}
 }
 
@@ -70,7 +84,7 @@ func manifestReferences(list []oci.Descriptor) []atcr.ManifestManifestReference 
 		if !summarisable(d) {
 			return nil
 		}
-		r := atcr.ManifestManifestReference{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest.String(), Annotations: d.Annotations}
+		r := atcr.ManifestManifestReference{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest.String(), Annotations: plainAnnotations(d.Annotations)}
 		if d.Platform != nil {
 			r.Platform = &atcr.ManifestPlatform{
 				Architecture: d.Platform.Architecture, Os: d.Platform.OS, Variant: d.Platform.Variant,
