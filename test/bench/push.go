@@ -59,6 +59,7 @@ type begin func(ctx context.Context) (string, error)
 type pushed struct {
 	Total time.Duration // from POST to 201
 	Final time.Duration // from the last byte's acknowledgement to 201: the final PUT
+	Last  time.Duration // from when the last byte was given to the system to 201
 }
 
 var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, WriteBufferSize: 256 << 10}}
@@ -70,7 +71,8 @@ func push(ctx context.Context, b begin, l *layer, authorization string) (pushed,
 	if err != nil {
 		return pushed{}, err
 	}
-	target, err = send(ctx, http.MethodPatch, target, io.NopCloser(l.reader()), authorization, http.StatusAccepted)
+	body := &ending{Reader: l.reader()}
+	target, err = send(ctx, http.MethodPatch, target, body, authorization, http.StatusAccepted)
 	if err != nil {
 		return pushed{}, err
 	}
@@ -82,7 +84,32 @@ func push(ctx context.Context, b begin, l *layer, authorization string) (pushed,
 	if _, err := send(ctx, http.MethodPut, target+separator+"digest="+l.digest, nil, authorization, http.StatusCreated); err != nil {
 		return pushed{}, err
 	}
-	return pushed{Total: time.Since(start), Final: time.Since(last)}, nil
+	return pushed{Total: time.Since(start), Final: time.Since(last), Last: time.Since(body.ended())}, nil
+}
+
+// ending remembers when its end was read.
+type ending struct {
+	io.Reader
+	mu sync.Mutex
+	at time.Time
+}
+
+func (e *ending) Read(p []byte) (int, error) {
+	n, err := e.Reader.Read(p)
+	if err == io.EOF { //nolint:errorlint // readers return it as it is
+		e.mu.Lock()
+		e.at = time.Now()
+		e.mu.Unlock()
+	}
+	return n, err
+}
+
+func (e *ending) Close() error { return nil }
+
+func (e *ending) ended() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.at
 }
 
 // registryUpload is begin by the distribution API.
