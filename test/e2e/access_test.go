@@ -151,12 +151,20 @@ func TestBytes(t *testing.T) {
 				t.Errorf("the upload was answered with %d though its hold was killed", status)
 			}
 			n.public.start(t, "/xrpc/_health")
+			for _, d := range []oci.Digest{digest, oci.FromBytes(blob[:10<<20])} {
+				if status, _ := get(t, base+d.String(), "Authorization", "Bearer "+token); status != http.StatusNotFound {
+					t.Errorf("%s is there after the hold was killed in its upload: %d", d, status)
+				}
+			}
 			location = startUpload(t, base, token)
 			do(t, http.MethodPatch, location, token, bytes.NewReader(blob), http.StatusAccepted)
 			do(t, http.MethodPut, location+"?digest="+digest.String(), token, nil, http.StatusCreated)
 			if status, got := get(t, base+digest.String(), "Authorization", "Bearer "+token); status != http.StatusOK || !digest.Matches([]byte(got)) {
 				t.Errorf("after the restart the blob is answered with %d and %d bytes", status, len(got))
 			}
+			config, crane, image := dockerConfig(t), components.Path(t, "crane"), newImage(t)
+			command(t, []string{config}, crane, "auth", "login", n.registry, "-u", n.alice.Handle, "-p", n.alice.AppPassword)
+			command(t, []string{config}, crane, "push", image.layout, n.registry+"/alice.test/bytes:1.0")
 		})
 	}
 }

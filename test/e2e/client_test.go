@@ -1,14 +1,19 @@
 package e2e
 
 import (
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"atcr.io/test/components"
@@ -169,8 +174,9 @@ func testAnonymous(t *testing.T, n *network, images map[string]testImage) {
 	}
 }
 
-// testDocker pushes the image with a docker daemon, removes it there, pulls it again and compares its id,
-// which is the digest of its config, which names its layers. The index is pulled for this platform.
+// testDocker pushes the image with a docker daemon, removes it there, pulls it again and compares its id, which is
+// the digest of its config, which names its layers, and the bytes of the layers themselves. An index of its own
+// is pushed and pulled, and the one that crane pushed.
 func testDocker(t *testing.T, n *network, images map[string]testImage) {
 	t.Helper()
 	d := components.StartDockerd(t)
@@ -190,9 +196,13 @@ func testDocker(t *testing.T, n *network, images map[string]testImage) {
 	d.Run(t, "rmi", "-f", strings.TrimSpace(want))
 	d.Run(t, "logout", n.registry)
 	d.Run(t, "pull", reference)
+	saved := filepath.Join(t.TempDir(), "saved.tar")
+	d.Run(t, "save", "-o", saved, reference)
+	sameLayers(t, images["image"].image, saved)
 	if got := d.Run(t, "image", "inspect", "--format", "{{.Id}}", reference); got != want {
 		t.Errorf("docker pulled %s, had pushed %s", got, want)
 	}
+	testDockerIndex(t, n, d, reference)
 	d.Run(t, "pull", n.registry+"/alice.test/crane/index:1.0")
 	var inspected []struct {
 		RepoDigests []string
@@ -202,5 +212,55 @@ func testDocker(t *testing.T, n *network, images map[string]testImage) {
 	}
 	if len(inspected) != 1 || len(inspected[0].RepoDigests) != 1 || !strings.HasSuffix(inspected[0].RepoDigests[0], images["index"].digest) {
 		t.Errorf("docker pulled %+v, want the index %s", inspected, images["index"].digest)
+	}
+}
+
+// sameLayers compares the layers of what docker saved with those of want.
+func sameLayers(t *testing.T, want v1.Image, archive string) {
+	t.Helper()
+	saved, err := tarball.ImageFromPath(archive, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers := func(i v1.Image) (out []string) {
+		all, err := i.Layers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range all { // hashed anew, from the bytes
+			r, err := l.Uncompressed()
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := sha256.New()
+			if _, err := io.Copy(h, r); err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, fmt.Sprintf("%x", h.Sum(nil)))
+		}
+		return out
+	}
+	if got, want := layers(saved), layers(want); !slices.Equal(got, want) {
+		t.Errorf("docker has the layers %v, want %v", got, want)
+	}
+}
+
+// testDockerIndex has docker make an index of an image that it pushed, push it, and pull it again.
+func testDockerIndex(t *testing.T, n *network, d *components.Dockerd, reference string) {
+	t.Helper()
+	index := n.registry + "/alice.test/docker/index:1.0"
+	d.Run(t, "login", n.registry, "-u", n.alice.Handle, "-p", n.alice.AppPassword)
+	d.Run(t, "manifest", "create", "--insecure", index, reference)
+	d.Run(t, "manifest", "annotate", "--os", "linux", "--arch", "amd64", index, reference)
+	said := strings.TrimSpace(d.Run(t, "manifest", "push", "--insecure", index))
+	want := said[max(strings.LastIndex(said, "sha256:"), 0):]
+	d.Run(t, "logout", n.registry)
+	if got := digestOf(t, n, "alice.test/docker/index:1.0"); got != want || !strings.HasPrefix(want, "sha256:") {
+		t.Errorf("docker pushed the index %s, the registry has %s", want, got)
+	}
+	d.Run(t, "rmi", "-f", reference)
+	d.Run(t, "pull", index)
+	if got := d.Run(t, "image", "inspect", "--format", "{{.RepoDigests}}", index); !strings.Contains(got, want) {
+		t.Errorf("docker pulled %s, want the index %s", got, want)
 	}
 }

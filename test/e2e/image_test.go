@@ -31,10 +31,10 @@ func (i testImage) without(digest string) testImage {
 	return i
 }
 
-// newImage makes a single-platform image of three layers, 12 MB in all.
+// newImage makes a single-platform image of five layers, 40 MB in all.
 func newImage(t *testing.T) testImage {
 	t.Helper()
-	return writeLayout(t, platformImage(t, 4<<20, 3, "amd64"))
+	return writeLayout(t, platformImage(t, 8<<20, 5, "amd64"))
 }
 
 // newIndex makes a multi-platform index, 30 MB in all.
