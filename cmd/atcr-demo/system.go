@@ -85,6 +85,9 @@ func (s *system) start(ctx context.Context, o *options) (err error) {
 	if err := s.startHold(ctx, &s.private, "private-hold", &p.PrivateHold, s.bob.DID, false); err != nil {
 		return fmt.Errorf("start the private hold: %w", err)
 	}
+	if o.port == 0 { // that of last time, where nobody else has it: it stands in no DID
+		p.AppView = free(ctx, p.AppView)
+	}
 	if err := s.startAppView(ctx, &p.AppView); err != nil {
 		return fmt.Errorf("start the AppView: %w", err)
 	}
@@ -169,6 +172,16 @@ func listen(ctx context.Context, port *int) (net.Listener, error) {
 	}
 	*port = l.Addr().(*net.TCPAddr).Port
 	return l, nil
+}
+
+// free is the port where it can be had, else 0.
+func free(ctx context.Context, port int) int {
+	l, err := listen(ctx, &port)
+	if err != nil {
+		return 0
+	}
+	_ = l.Close() // nobody connected to it
+	return port
 }
 
 // close stops all and removes temporary data.
