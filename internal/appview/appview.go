@@ -133,6 +133,10 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	if err != nil {
 		return err
 	}
+	partial, err := openPartStore(ctx, a.db, now)
+	if err != nil {
+		return err
+	}
 	blocked, err := openBlocks(ctx, a.db)
 	if err != nil {
 		return err
@@ -172,7 +176,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		Manifests:  blockedManifests{manifests, blocked},
 		Blobs:      blockedBlobs{blobs, blocked},
 		Uploads: blockedUploads{&uploads{
-			owners: people, holds: holds, calls: calls, blobs: blobs, places: places, sealer: sealer, parts: newParts(calls, holds, now),
+			owners: people, holds: holds, calls: calls, blobs: blobs, places: places, sealer: sealer, parts: newParts(calls, holds, partial),
 			relay:   &relay{client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, UserAgent: userAgent}), testMode: c.TestMode},
 			baseURL: c.BaseURL, direct: c.DirectUploads, clock: now,
 		}, blocked},

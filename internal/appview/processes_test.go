@@ -1,6 +1,7 @@
 package appview
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -66,6 +67,32 @@ func TestUploadThroughTwoProcesses(t *testing.T) {
 	alice[1].must(201, alice[1].do(http.MethodPut, location+"?digest="+d.String(), nil))
 	for _, who := range alice {
 		who.must(307, who.do(http.MethodGet, "/v2/alice.test/app/blobs/"+d.String(), nil))
+	}
+}
+
+// Would catch an upload by parts that only the process knows which began it, and one that is lost with it.
+func TestPartsThroughTwoProcesses(t *testing.T) {
+	t.Parallel()
+	one := newNetwork(t, "ATCR_DATABASE_URL="+databases.NewPostgres(t))
+	strangeHold(one.public) // it knows parts alone
+	two := one.second()
+	alice := one.as(one.alice, "alice.test/app")
+	blob := bytes.Repeat([]byte("0123456789abcdef"), (2*partBytes+4096)/16)
+	location := alice.must(202, alice.do(http.MethodPost, "/v2/alice.test/app/blobs/uploads/", nil)).header.Get("Location")
+	for i, end := range []int{100, partBytes + 200, 2*partBytes - 1} {
+		at, begin := alice.through([]*network{two, one}[i%2]), []int{0, 100, partBytes + 200}[i]
+		a := at.must(202, at.do(http.MethodPatch, location, blob[begin:end], "Content-Range", fmt.Sprintf("%d-%d", begin, end-1)))
+		if got := a.header.Get("Range"); got != fmt.Sprintf("0-%d", end-1) {
+			t.Errorf("after %d bytes: %s", end, got)
+		}
+		location = a.header.Get("Location")
+	}
+	one.restart()
+	d := oci.FromBytes(blob)
+	alice.must(201, alice.do(http.MethodPut, location+"?digest="+d.String(), blob[2*partBytes-1:]))
+	head := alice.through(two).must(200, alice.through(two).do(http.MethodHead, "/v2/alice.test/app/blobs/"+d.String(), nil))
+	if head.header.Get("Content-Length") != strconv.Itoa(len(blob)) {
+		t.Errorf("%v", head.header)
 	}
 }
 

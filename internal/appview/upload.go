@@ -61,7 +61,7 @@ func (u *uploads) Begin(ctx context.Context, c registry.Caller, name oci.Name, o
 	t := ticket{Hold: at.DID, Subject: c.Subject, Repository: name.Repository, Expires: u.clock().Add(uploadLifetime).Unix()}
 	switch {
 	case out.UploadUrl == "":
-		if err := u.parts.begin(c.Subject, at.DID, out.UploadId); err != nil {
+		if err := u.parts.begin(ctx, c.Subject, at.DID, out.UploadId); err != nil {
 			return registry.Upload{}, err
 		}
 		t.UploadID = out.UploadId
@@ -134,7 +134,7 @@ func (u *uploads) Status(ctx context.Context, c registry.Caller, name oci.Name, 
 	}
 	var arrived string
 	if t.URL == "" {
-		arrived, err = u.parts.status(t)
+		arrived, err = u.parts.status(ctx, t)
 	} else {
 		arrived, err = u.relay.get(ctx, &t)
 	}

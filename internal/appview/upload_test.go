@@ -14,6 +14,7 @@ import (
 
 	"atcr.io/internal/oci"
 	"atcr.io/internal/xrpc"
+	"atcr.io/test/databases"
 )
 
 const startPath = "/v2/alice.test/app/blobs/uploads/"
@@ -251,45 +252,63 @@ func TestHoldOfSomebodyElse(t *testing.T) {
 	}
 }
 
-// Would catch buffers of abandoned uploads that stay, and more than there is room for.
+// Would catch bytes of abandoned uploads that stay, and more than there is room for.
 func TestPartsAreBounded(t *testing.T) {
 	t.Parallel()
-	now := time.Now()
-	p := newParts(nil, nil, func() time.Time { return now })
+	databases.Each(t, testPartsAreBounded)
+}
+
+func testPartsAreBounded(t *testing.T, d databases.Database) {
+	ctx, now := t.Context(), time.Now()
+	p, err := openPartStore(ctx, d.Open(t), func() time.Time { return now })
+	if err != nil {
+		t.Fatal(err)
+	}
 	at := ticket{Hold: "did:web:hold.test", Subject: "did:plc:a"}
 	open := func(id string) (ticket, *partUpload) {
 		t.Helper()
 		at.UploadID = id
-		if err := p.begin("did:plc:a", at.Hold, id); err != nil {
+		if err := p.begin(ctx, "did:plc:a", at.Hold, id); err != nil {
 			t.Fatal(err)
 		}
-		u, err := p.find(at)
+		u, err := p.find(ctx, at)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return at, u
 	}
 	one, u := open("one")
-	if err := p.keep(one, u, make([]byte, tailBytes)); err != nil {
+	if err := p.begin(ctx, "did:plc:b", at.Hold, "one"); err == nil || oci.AsError(err).HTTPStatus() != 502 {
+		t.Errorf("one id for two people: %v", err)
+	}
+	if err := p.keep(ctx, one, u, make([]byte, tailBytes)); err != nil {
 		t.Fatal(err)
 	}
 	two, v := open("two")
-	if err := p.keep(two, v, make([]byte, 1)); oci.AsError(err).Code != oci.CodeTooManyRequests {
+	if err := p.keep(ctx, two, v, make([]byte, 1)); oci.AsError(err).Code != oci.CodeTooManyRequests {
 		t.Errorf("over the limit: %v", err)
 	}
-	if err := p.keep(one, u, nil); err != nil || p.tails != 0 {
-		t.Errorf("%d bytes kept, %v", p.tails, err)
-	}
-	if err := p.keep(two, v, make([]byte, 100)); err != nil {
+	if err := p.keep(ctx, one, u, nil); err != nil {
 		t.Error(err)
+	}
+	late := *v
+	if err := p.keep(ctx, two, v, make([]byte, 100)); err != nil {
+		t.Error(err)
+	}
+	if err := p.keep(ctx, two, &late, make([]byte, 50)); oci.AsError(err).Code != oci.CodeTooManyRequests || v.offset() != 100 {
+		t.Errorf("two requests write to one upload: %v, %+v", err, v)
 	}
 	now = now.Add(partsIdle + time.Minute)
 	open("three")
-	if _, err := p.find(two); err == nil || p.tails != 0 {
-		t.Errorf("an idle upload is kept, with %d bytes", p.tails)
+	if _, err := p.find(ctx, two); err == nil {
+		t.Error("an idle upload is kept")
 	}
-	for i := range openParts {
-		if err := p.begin("did:plc:a", at.Hold, strings.Repeat("x", i+1)); err != nil {
+	var left int
+	if err := p.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM part_upload`).Scan(&left); err != nil || left != 1 {
+		t.Errorf("%d uploads are left, %v", left, err)
+	}
+	for i := range openOwn {
+		if err := p.begin(ctx, "did:plc:a", at.Hold, strings.Repeat("x", i+1)); err != nil {
 			return
 		}
 	}
