@@ -29,9 +29,14 @@ demo: build ## a whole network on this machine: push, pull, and lines to type (A
 
 .PHONY: test
 test: components ## all tests, with real clients and servers: installs those first
-	CGO_ENABLED=1 $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v '^atcr.io/test/e2e')
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v '^atcr.io/test/\(e2e\|clients\)$$')
 	CGO_ENABLED=1 $(GO) test -race -timeout 40m -count 1 $(E2E)
 	cd test/oracle && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -timeout 10m -count 1 ./... # not -race: the relay has races of its own
+
+.PHONY: test-clients
+test-clients: ## ten container clients, unmodified; ARGS=-write writes docs/clients.md from the run
+	@$(INSTALL) $$($(INSTALL) --clients)
+	CGO_ENABLED=0 $(GO) test -timeout 20m -count 1 ./test/clients $(if $(ARGS),-args $(ARGS))
 
 .PHONY: check
 check: gofmt vet lint generated quick ## what a commit must pass, in two minutes

@@ -97,6 +97,12 @@ func (o *output) tail() string {
 	return string(b[max(0, len(b)-4000):])
 }
 
+// Start runs a server of somebody's until the end of the test, and waits until check succeeds.
+func Start(tb TB, name string, cmd *exec.Cmd, check func(context.Context) error) {
+	tb.Helper()
+	start(tb, name, cmd).ready(tb, check)
+}
+
 // start runs cmd in a process group of its own until the end of the test. Standard error, and standard output
 // where cmd has no other place for it, are kept.
 func start(tb TB, name string, cmd *exec.Cmd) *process {

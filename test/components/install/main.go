@@ -1,5 +1,6 @@
 // Command install installs the servers and clients that the tests use: those that its arguments name, or all
-// that `make test` needs. What is there already is left alone. `install --path NAME` prints where one lies.
+// that `make test` needs. What is there already is left alone. `install --path NAME` prints where one lies, and
+// `install --clients` names those that `make test-clients` needs.
 package main
 
 import (
@@ -7,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"atcr.io/test/components/toolbox"
@@ -28,6 +30,10 @@ func run(ctx context.Context, args []string) error {
 			fmt.Println(path)
 		}
 		return err
+	}
+	if len(args) == 1 && args[0] == "--clients" {
+		fmt.Println(strings.Join(append(toolbox.Clients(), "dockerd", "skopeo", "crane", "regctl", "registry"), " "))
+		return nil
 	}
 	if len(args) == 0 {
 		args = toolbox.Default()

@@ -29,13 +29,18 @@ var modules = []module{
 	{"versitygw", "github.com/versity/versitygw", "/cmd/versitygw", "v1.8.0", "h1:au+wI+aybno/STsQiSm35Uu6Q6iK5MWReQxgO6SEMFc="},
 	{"registry", "github.com/distribution/distribution/v3", "/cmd/registry", "v3.1.2", "h1:/Bv2YIqqSR00HiO49FT93hovy6r9IlrzwUDsJjCN5qg="},
 	{"conformance", "github.com/opencontainers/distribution-spec/conformance", "", "v0.0.0-20260831232431-97274622c111", "h1:ppZPU0CrEPzyJhVggYwUIZrqh0w2lIT0esw+9ABNPA4="},
+	{"oras", "oras.land/oras", "/cmd/oras", "v1.3.6", "h1:Lhsfr2tQLjsu/+CJZp6vYatwKT+62fbIUTlp4lUrfOA="},
+	{"helm", "helm.sh/helm/v3", "/cmd/helm", "v3.22.0", "h1:n1if5iQgHYsujPAcO5oonH/KiSNUmqmUF0iGVjSF3AU="},
+	{"cosign", "github.com/sigstore/cosign/v2", "/cmd/cosign", "v2.6.5", "h1:D7kFSWS2HzfD+LpEuBO89D1KfOAODlkWuuhzXS8yzi0="},
 	{"golangci-lint", "github.com/golangci/golangci-lint/v2", "/cmd/golangci-lint", "v2.15.0", "h1:w94zf8HAYI7hm3164kwKsvZRuqXvY+YxeFoTbu1OLg8="},
 }
 
 // debian names the packages that bring a program. C and C++ compilers are for the race detector and for the
 // one npm package that is compiled (better-sqlite3).
 var debian = map[string][]string{
+	"buildah":    {"buildah"},
 	"containerd": {"containerd"},
+	"ctr":        {"containerd"},
 	"curl":       {"curl"},
 	"docker":     {"docker.io"},
 	"dockerd":    {"docker.io"},
@@ -46,6 +51,7 @@ var debian = map[string][]string{
 	"initdb":     {"postgresql"},
 	"npm":        {"nodejs", "npm"},
 	"postgres":   {"postgresql"},
+	"podman":     {"podman"},
 	"python3":    {"python3"},
 	"runc":       {"runc"},
 	"skopeo":     {"skopeo"},
@@ -54,12 +60,26 @@ var debian = map[string][]string{
 
 // needs are the programs that another component is built or run with.
 var needs = map[string][]string{
+	"buildah":  {"runc"},
+	"ctr":      {"containerd", "runc"},
 	"devnet":   {"npm", "gcc", "g++", "make", "python3"},
 	"dockerd":  {"docker", "containerd", "runc", "iptables"},
+	"podman":   {"runc"},
 	"postgres": {"initdb"},
 }
 
-// Default is what `make test` and `make bench` need: everything but the linter.
+// Clients is what `make test-clients` needs beside Default.
+func Clients() []string { return []string{"oras", "helm", "cosign", "podman", "buildah", "ctr"} }
+
+// Version is the version of a program that `go install` builds, "" for others.
+func Version(name string) string {
+	if i := slices.IndexFunc(modules, func(m module) bool { return m.name == name }); i >= 0 {
+		return modules[i].version
+	}
+	return ""
+}
+
+// Default is what `make test` and `make bench` need: everything but the linter and Clients.
 func Default() []string {
 	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "postgres", "crane", "regctl", "versitygw", "registry", "conformance"}
 }
@@ -69,7 +89,7 @@ const nodeVersion = "22.23.3"
 // ErrMissing is a component that is not installed.
 var ErrMissing = errors.New("not installed: run `make components`")
 
-// Path is where a component's program lies: a name of Default but devnet and golangci-lint, or "node".
+// Path is where a component's program lies: a name of the lists but devnet, or "node".
 // Errors: ErrMissing.
 func Path(name string) (string, error) {
 	cache, err := cacheDir()
