@@ -211,6 +211,14 @@ func (s *Store) Poll(ctx context.Context, deviceCode string) (secret string, c C
 			outcome = ErrPending
 		}
 		if state == "approved" && outcome == nil {
+			res, err := tx.ExecContext(ctx, `UPDATE device_code SET state = 'used' WHERE hash = ? AND state = 'approved'`, hash)
+			if err != nil {
+				return err
+			}
+			if n, err := res.RowsAffected(); err != nil || n == 0 { // another process was faster
+				outcome = ErrCode
+				return err
+			}
 			secret = newSecret(DevicePrefix)
 			c = Credential{ID: rand.Text(), Kind: Device, DID: syntax.DID(did), Name: r.Name, Platform: r.Platform, Address: r.Address, CreatedAt: now, UsedAt: now}
 			if err := s.insert(ctx, tx, c, secret); err != nil {
