@@ -28,6 +28,7 @@ var commands = []daemon.Sub[appview.Config]{
 		one, err := b.Remove(ctx, subject)
 		return []appview.Block{one}, "is served again", err
 	}),
+	{Name: "oauth-key rotate", About: "make a new OAuth key, beside those that sessions need; nobody is signed out", Run: appview.RotateOAuthKey},
 }
 
 // blocking is a command on the list of what is blocked, with so many arguments. What run returns is printed.

@@ -29,6 +29,7 @@ import (
 	"atcr.io/internal/registry"
 	"atcr.io/internal/regtoken"
 	"atcr.io/internal/session"
+	"atcr.io/internal/session/oauth"
 	"atcr.io/internal/sqldb"
 	"atcr.io/internal/xrpc"
 )
@@ -42,6 +43,7 @@ type AppView struct {
 	db       *sqldb.DB
 	registry *registry.Server
 	outbox   *outbox.Outbox
+	sessions *session.Store
 	// credentials are the devices and access tokens.
 	credentials *credential.Store
 	pulls       *pulls
@@ -106,12 +108,17 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	})
 	guarded := httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, Timeout: cmp.Or(c.patience, callTimeout), UserAgent: userAgent})
 	upstream := xrpc.Upstream{Client: guarded}
+	signIn, err := newOAuth(c, guarded)
+	if err != nil {
+		return err
+	}
 	sessions, err := session.Open(ctx, a.db, session.Config{
-		Secret: secrets[0], Accepted: secrets[1:], Client: guarded, AllowMainPassword: c.AllowMainPassword, Logger: a.logger,
+		Secret: secrets[0], Accepted: secrets[1:], Client: guarded, OAuth: signIn, AllowMainPassword: c.AllowMainPassword, Logger: a.logger,
 	})
 	if err != nil {
 		return err
 	}
+	a.sessions = sessions
 	tokens, err := regtoken.New(regtoken.Config{Secret: secrets[0], Accepted: secrets[1:], Issuer: c.BaseURL, Audience: c.ServiceName, Lifetime: c.TokenExpiration})
 	if err != nil {
 		return err
@@ -200,6 +207,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	a.mux = http.NewServeMux()
 	for pattern, h := range map[string]httpx.Handler{
 		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /.well-known/did.json": own.getDocument, "GET /{$}": a.getHome,
+		"GET " + oauth.MetadataPath: getClientMetadata(signIn, c.ServiceName), "GET " + oauth.JWKSPath: getJWKS(signIn),
 	} {
 		a.mux.Handle(pattern, adapter.Wrap(pattern, oci.WriteError, h))
 	}

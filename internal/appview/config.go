@@ -23,10 +23,12 @@ type Config struct {
 	ServiceName    string `env:"ATCR_SERVICE_NAME" doc:"Name of this registry in its tokens. Default: the host of ATCR_BASE_URL."`
 	DefaultHoldDID string `env:"ATCR_DEFAULT_HOLD_DID" required:"true" example:"did:web:hold.example.com" doc:"The hold that people push to who have not chosen one: its DID, or its URL."`
 
-	DatabaseDir     string        `env:"ATCR_DATABASE_DIR" default:"/var/lib/atcr-appview" doc:"Folder for the AppView's database, db.sqlite3: people's sessions, encrypted."`
-	DatabaseURL     string        `env:"ATCR_DATABASE_URL" secret:"true" example:"postgres://atcr:password@db.example.com:5432/atcr" doc:"A PostgreSQL database (13 or newer, encoding UTF8) in place of db.sqlite3, for an AppView that outgrows one machine: several processes behind one address share it. All of them need the same ATCR_BASE_URL and the same secret: copy the file that ATCR_SECRET_KEY_FILE names to each machine. A process opens up to 16 connections."`
-	SecretKeyFile   string        `env:"ATCR_SECRET_KEY_FILE" doc:"File with the secret that encrypts sessions and signs tokens. Processes that share a database (ATCR_DATABASE_URL) must have the same one: a process with another does not start. Default: {ATCR_DATABASE_DIR}/secret.key, made at the first start."`
-	TokenExpiration time.Duration `env:"ATCR_TOKEN_EXPIRATION" default:"300s" doc:"How long a registry token is good, from 60s to 1h."`
+	DatabaseDir        string        `env:"ATCR_DATABASE_DIR" default:"/var/lib/atcr-appview" doc:"Folder for the AppView's database, db.sqlite3: people's sessions, encrypted."`
+	DatabaseURL        string        `env:"ATCR_DATABASE_URL" secret:"true" example:"postgres://atcr:password@db.example.com:5432/atcr" doc:"A PostgreSQL database (13 or newer, encoding UTF8) in place of db.sqlite3, for an AppView that outgrows one machine: several processes behind one address share it. All of them need the same ATCR_BASE_URL and the same secret: copy the file that ATCR_SECRET_KEY_FILE names to each machine. A process opens up to 16 connections."`
+	SecretKeyFile      string        `env:"ATCR_SECRET_KEY_FILE" doc:"File with the secret that encrypts sessions and signs tokens. Processes that share a database (ATCR_DATABASE_URL) must have the same one: a process with another does not start. Default: {ATCR_DATABASE_DIR}/secret.key, made at the first start."`
+	OAuthKeyFile       string        `env:"ATCR_OAUTH_KEY_FILE" doc:"File with the keys by which this AppView shows people's servers who it is. Processes that share a database must have the same: copy it to each machine, as the file of ATCR_SECRET_KEY_FILE. A lost key ends the sessions that it opened; atcr-appview oauth-key rotate ends none. Not used where ATCR_BASE_URL is http on loopback. Default: {ATCR_DATABASE_DIR}/oauth.pem, made at the first start."`
+	OAuthPermissionSet string        `env:"ATCR_OAUTH_PERMISSION_SET" example:"io.atcr.authFull" doc:"A published permission set that is asked for first when people sign in: its NSID. Servers that cannot resolve it are asked for single permissions. Empty: single permissions at once."`
+	TokenExpiration    time.Duration `env:"ATCR_TOKEN_EXPIRATION" default:"300s" doc:"How long a registry token is good, from 60s to 1h."`
 
 	PLCURL            string   `env:"ATCR_PLC_URL" default:"https://plc.directory" doc:"Directory that resolves did:plc."`
 	HandleResolverURL string   `env:"ATCR_HANDLE_RESOLVER_URL" doc:"A server that is asked first what DID a handle has (com.atproto.identity.resolveHandle). Empty: DNS and the handle's own host."`
@@ -90,8 +92,18 @@ func (c *Config) validateRest() (problems []error) {
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 	if err := daemon.CheckDatabaseDir(c.DatabaseDir); err != nil {
 		add("ATCR_DATABASE_DIR: %w", err)
-	} else if c.SecretKeyFile == "" {
-		c.SecretKeyFile = filepath.Join(c.DatabaseDir, "secret.key")
+	} else {
+		if c.SecretKeyFile == "" {
+			c.SecretKeyFile = filepath.Join(c.DatabaseDir, "secret.key")
+		}
+		if c.OAuthKeyFile == "" {
+			c.OAuthKeyFile = filepath.Join(c.DatabaseDir, "oauth.pem")
+		}
+	}
+	if c.OAuthPermissionSet != "" {
+		if _, err := syntax.ParseNSID(c.OAuthPermissionSet); err != nil {
+			add("ATCR_OAUTH_PERMISSION_SET: %.100q is no NSID", c.OAuthPermissionSet)
+		}
 	}
 	if c.DatabaseURL != "" {
 		if err := postgres.Check(c.DatabaseURL); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"atcr.io/internal/credential"
 	"atcr.io/internal/devnet"
+	"atcr.io/internal/session"
 )
 
 // form posts a form and decodes the answer.
@@ -116,8 +117,30 @@ func TestDeviceTokens(t *testing.T) {
 	}
 }
 
-// signIn opens the session that the account's devices act with.
-func (n *network) signIn(a devnet.Account) { n.as(a) }
+// signIn opens the session that the account's devices act with, as its person does in a browser.
+func (n *network) signIn(a devnet.Account) session.SignInDone {
+	n.t.Helper()
+	sessions := n.app.Load().sessions
+	started, err := sessions.BeginSignIn(n.t.Context(), session.BeginSignIn{
+		Account: session.Account{DID: syntax.DID(a.DID), PDS: n.PDSURL, Handle: syntax.Handle(a.Handle)}, Address: "192.0.2.1",
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	callback, err := n.Authorize(n.t.Context(), started.URL, devnet.Decision{Handle: a.Handle, Password: a.Password})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	u, err := url.Parse(callback)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	done, err := sessions.FinishSignIn(n.t.Context(), u.Query(), started.Browser)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return done
+}
 
 // Would catch an access token that may more than it says, or that keeps its bearer from what everybody may.
 func TestAccessTokens(t *testing.T) {

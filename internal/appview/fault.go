@@ -25,6 +25,12 @@ func upstreamError(who string, err error) error {
 			Message: "your sign-in has ended, or its app password was revoked: log in again",
 		}
 	}
+	if errors.Is(err, session.ErrScope) {
+		return &oci.Error{
+			Code: oci.CodeDenied, Err: err,
+			Message: "you approved of less than this needs: sign in again at this registry's web page, and approve",
+		}
+	}
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
 	if !ok {
 		return err

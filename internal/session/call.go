@@ -32,25 +32,44 @@ type Call struct {
 
 // Call calls the person's own PDS and decodes the answer into out (nil: not looked at).
 //
-// Errors: ErrGone, *xrpc.UpstreamError.
+// Errors: ErrGone, ErrScope, *xrpc.UpstreamError.
 func (s *Store) Call(ctx context.Context, id string, c Call, out any) error {
 	t, err := s.current(ctx, id)
 	if err != nil {
 		return err
 	}
-	err = s.upstream.JSON(ctx, c.with(t), out)
+	err = s.call(ctx, t, c, out)
 	if !expired(err) {
 		return err
 	}
 	if t, err = s.refreshed(ctx, t); err != nil {
 		return err
 	}
-	err = s.upstream.JSON(ctx, c.with(t), out)
+	err = s.call(ctx, t, c, out)
 	if expired(err) {
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	return err
 }
+
+func (s *Store) call(ctx context.Context, t *tokens, c Call, out any) error {
+	if !t.byOAuth() {
+		return s.upstream.JSON(ctx, c.with(t), out)
+	}
+	if s.config.OAuth == nil {
+		return fmt.Errorf("%w: OAuth is off", ErrGone)
+	}
+	call := c.with(t)
+	call.Token = "" // goes with its proof
+	err := xrpc.Upstream{Client: s.config.OAuth.ClientFor(t.key, t.access)}.JSON(ctx, call, out)
+	if e, ok := errors.AsType[*xrpc.UpstreamError](err); ok && e.Status == http.StatusForbidden && scopeNames[e.Name] {
+		return fmt.Errorf("%w: %w", ErrScope, hide(e))
+	}
+	return err
+}
+
+// scopeNames are how PDSes say that a session's approval does not cover a call.
+var scopeNames = map[string]bool{"ScopeMissingError": true, "insufficient_scope": true, "InsufficientScope": true}
 
 // DID is whose session it is. Errors: ErrGone.
 func (s *Store) DID(ctx context.Context, id string) (syntax.DID, error) {
@@ -72,7 +91,7 @@ func (c Call) with(t *tokens) xrpc.UpstreamCall {
 // expired tells whether another access token could help. The reference PDS says 400 for bad tokens.
 func expired(err error) bool {
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
-	return ok && (e.Status == http.StatusUnauthorized || e.Name == "ExpiredToken" || e.Name == "InvalidToken")
+	return ok && (e.Status == http.StatusUnauthorized || e.Name == "ExpiredToken" || e.Name == "InvalidToken" || e.Name == "invalid_token")
 }
 
 func (s *Store) stale(t *tokens) bool {
@@ -85,6 +104,7 @@ func (s *Store) current(ctx context.Context, id string) (*tokens, error) {
 	if !ok || s.now().Sub(t.read) > rereadAfter {
 		var err error
 		if t, err = s.load(ctx, id); err != nil {
+			s.live.Remove(id)
 			return nil, err
 		}
 		s.live.Add(id, t)
@@ -93,83 +113,4 @@ func (s *Store) current(ctx context.Context, id string) (*tokens, error) {
 		return s.refreshed(ctx, t)
 	}
 	return t, nil
-}
-
-// refreshed is the session with other tokens than old has: those that somebody else got meanwhile, or new
-// ones. A refresh token used twice can end the session, so it is used once at a time among all processes, and
-// the answer is kept even where the caller has gone. Errors: ErrGone, *xrpc.UpstreamError.
-func (s *Store) refreshed(ctx context.Context, old *tokens) (*tokens, error) {
-	result := s.flight.DoChan("refresh "+old.id, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-		defer cancel()
-		release, err := s.leases.Take(ctx, "session "+old.id, leaseTime)
-		if err != nil {
-			return nil, err
-		}
-		defer release()
-		t, err := s.refresh(ctx, old)
-		if err == nil {
-			s.live.Add(t.id, t)
-		}
-		return t, err
-	})
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case r := <-result:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return r.Val.(*tokens), nil
-	}
-}
-
-func (s *Store) refresh(ctx context.Context, old *tokens) (*tokens, error) {
-	kept, err := s.load(ctx, old.id)
-	if err != nil {
-		s.live.Remove(old.id)
-		return nil, err
-	}
-	// Another process was faster. Two access tokens of one second may be equal; refresh tokens never are.
-	if (kept.refresh != old.refresh || kept.access != old.access) && !s.stale(kept) {
-		return kept, nil
-	}
-	var out sessionAnswer
-	call := xrpc.UpstreamCall{Base: kept.pds, NSID: "com.atproto.server.refreshSession", Method: http.MethodPost, Token: kept.refresh}
-	if err := s.upstream.JSON(ctx, call, &out); err != nil {
-		return s.refreshRefused(ctx, kept, err)
-	}
-	if syntax.DID(out.DID) != kept.did || out.AccessJwt == "" || out.RefreshJwt == "" {
-		return nil, &xrpc.UpstreamError{
-			Host: xrpc.HostOf(kept.pds), NSID: call.NSID, Status: http.StatusOK, Invalid: true, Err: errors.New("the answer is for another account, or has no tokens"),
-		}
-	}
-	t := *kept
-	t.access, t.refresh, t.read = out.AccessJwt, out.RefreshJwt, s.now()
-	t.expires = readToken(t.access).expires
-	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
-	defer cancel()
-	if err := s.update(keep, &t); err != nil {
-		return nil, err
-	}
-	return &t, nil
-}
-
-// refreshRefused ends the session where the PDS does, unless another process has refreshed it meanwhile.
-func (s *Store) refreshRefused(ctx context.Context, used *tokens, err error) (*tokens, error) {
-	e, ok := errors.AsType[*xrpc.UpstreamError](err)
-	refused := ok && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden || e.Name == "ExpiredToken" ||
-		e.Name == "InvalidToken" || e.Name == "AccountTakedown" || e.Name == "AccountDeactivated")
-	if !refused {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
-	defer cancel()
-	if now, loadErr := s.load(ctx, used.id); loadErr == nil && now.refresh != used.refresh {
-		return now, nil
-	}
-	if err := s.remove(ctx, used.id); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("%w: %w", ErrGone, hide(e))
 }

@@ -87,7 +87,7 @@ func (s *Store) known(ctx context.Context, a Account, hash []byte) (*tokens, err
 		return nil, ErrGone
 	}
 	if err := s.acceptable(readToken(t.access).scope); err != nil { // main passwords were allowed once
-		s.end(ctx, t)
+		s.revoke(ctx, t)
 		return nil, errors.Join(err, s.remove(ctx, t.id))
 	}
 	if s.stale(t) {
@@ -123,7 +123,7 @@ func (s *Store) create(ctx context.Context, a Account, password string, hash []b
 	token := readToken(t.access)
 	t.expires = token.expires
 	if err := s.acceptable(token.scope); err != nil {
-		s.end(ctx, t)
+		s.revoke(ctx, t)
 		return Session{}, err
 	}
 	if err := s.insert(ctx, t, hash); err != nil {
@@ -145,16 +145,6 @@ func (s *Store) acceptable(scope string) error {
 		return ErrMainPassword
 	}
 	return fmt.Errorf("%w: its session has the scope %q alone", ErrRefused, scope)
-}
-
-// end closes a session at the PDS that is not to be kept. That it may fail changes nothing for us.
-func (s *Store) end(ctx context.Context, t *tokens) {
-	err := s.upstream.JSON(ctx, xrpc.UpstreamCall{
-		Base: t.pds, NSID: "com.atproto.server.deleteSession", Method: http.MethodPost, Token: t.refresh,
-	}, nil)
-	if err != nil {
-		s.config.Logger.Warn("a session that was not wanted could not be ended", "did", t.did.String(), "error", err)
-	}
 }
 
 // loginError tells a wrong password from a PDS that is at fault.

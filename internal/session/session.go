@@ -1,10 +1,12 @@
-// Package session keeps people's sessions with their PDS: opened by an app password, refreshed, and used for
-// calls and service tokens in their name.
+// Package session keeps people's sessions with their PDS: opened by OAuth or by an app password, refreshed,
+// and used for calls and service tokens in their name; and the sessions of their browsers here.
 //
-// It owns the tokens of those sessions and how they are kept, and refuses to own what is called with them.
-// Passwords are never stored: a keyed hash of (DID, password) finds the session that a password opened.
+// It owns the tokens of those sessions and how they are kept, and refuses to own what is called with them, and
+// pages. Passwords are never stored: a keyed hash of (DID, password) finds the session that a password opened.
+// One OAuth session a person and AppView: who signs in again renews it, and keeps its ID.
 //
-// Source: com.atproto.server.{createSession, refreshSession, deleteSession, getServiceAuth}.
+// Source: com.atproto.server.{createSession, refreshSession, deleteSession, getServiceAuth};
+// https://atproto.com/specs/oauth
 package session
 
 import (
@@ -19,6 +21,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/singleflight"
 
+	"atcr.io/internal/session/oauth"
 	"atcr.io/internal/sqldb"
 	"atcr.io/internal/xrpc"
 )
@@ -34,17 +37,37 @@ var (
 	ErrRefused = errors.New("the PDS refuses this account")
 	// ErrGone says: the session was ended or revoked; its person signs in again.
 	ErrGone = errors.New("the session has ended")
+	// ErrScope says: the person approved of less than this call needs; they sign in again and approve.
+	ErrScope = errors.New("the approval does not cover this")
+	// ErrNoOAuth says: the account's server offers no OAuth that can be used.
+	ErrNoOAuth = oauth.ErrUnsuitable
+	// ErrSignInUnknown says: no such sign-in was begun in this browser, or it is over: it begins anew.
+	ErrSignInUnknown = errors.New("that sign-in was not begun in this browser, or is over")
+	// ErrDenied says: the person did not approve.
+	ErrDenied = errors.New("the sign-in was refused by its person")
+	// ErrOtherAccount says: the person signed in with another account than the one that they named.
+	ErrOtherAccount = errors.New("that was another account than the one asked for")
 )
 
-// LimitError says that there were too many wrong passwords.
+// LimitError says that there were too many wrong passwords, or sign-ins begun.
 type LimitError struct{ RetryAfter time.Duration }
 
-func (e *LimitError) Error() string { return "too many wrong passwords" }
+func (e *LimitError) Error() string { return "too many attempts" }
+
+// ScopeError says that the person approved of too little: nothing was kept, and they may be asked again.
+type ScopeError struct {
+	Missing []string // permissions in the network's words: "repo:io.atcr.tag"
+}
+
+func (e *ScopeError) Error() string {
+	return fmt.Sprintf("the approval lacks %d permissions, %s first", len(e.Missing), e.Missing[0])
+}
 
 // Account is who signs in, and where.
 type Account struct {
-	DID syntax.DID
-	PDS string // base URL
+	DID    syntax.DID
+	PDS    string        // base URL
+	Handle syntax.Handle // "" for none; OAuth alone
 }
 
 // Session is a person's session.
@@ -64,8 +87,10 @@ type Config struct {
 	Client *http.Client
 	// AllowMainPassword accepts main passwords.
 	AllowMainPassword bool
-	Logger            *slog.Logger
-	Now               func() time.Time // nil: time.Now
+	// OAuth is who this AppView is at other servers; nil: there is no sign-in by OAuth.
+	OAuth  *oauth.Client
+	Logger *slog.Logger
+	Now    func() time.Time // nil: time.Now
 }
 
 const (

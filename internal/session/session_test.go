@@ -191,7 +191,7 @@ func TestSealedTokensAreBound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealed, err := v.seal("one", "did:plc:a", sealedTokens{"access", "refresh"})
+	sealed, err := v.seal("one", "did:plc:a", sealedTokens{Access: "access", Refresh: "refresh"})
 	if err != nil {
 		t.Fatal(err)
 	}
