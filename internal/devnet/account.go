@@ -13,6 +13,8 @@ import (
 
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
 	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/plc"
 )
 
 var (
@@ -176,7 +178,7 @@ func newAccount(handle syntax.Handle, password string) (*account, error) {
 }
 
 // genesis is the operation that makes the account's DID: handle, signing key and PDS.
-func (n *account) genesis(pdsURL string, rotation *atcrypto.PrivateKeyK256) (*operation, error) {
+func (n *account) genesis(pdsURL string, rotation *atcrypto.PrivateKeyK256) (*plc.Operation, error) {
 	signing, err := n.key.PublicKey()
 	if err != nil {
 		return nil, err
@@ -185,12 +187,12 @@ func (n *account) genesis(pdsURL string, rotation *atcrypto.PrivateKeyK256) (*op
 	if err != nil {
 		return nil, err
 	}
-	op := &operation{
-		Type:                typeOperation,
+	op := &plc.Operation{
+		Type:                plc.TypeOperation,
 		RotationKeys:        []string{recovery.DIDKey()},
 		VerificationMethods: map[string]string{"atproto": signing.DIDKey()},
 		AlsoKnownAs:         []string{"at://" + n.Handle.String()},
-		Services:            map[string]plcService{"atproto_pds": {Type: "AtprotoPersonalDataServer", Endpoint: pdsURL}},
+		Services:            map[string]plc.Service{"atproto_pds": {Type: "AtprotoPersonalDataServer", Endpoint: pdsURL}},
 	}
-	return op, op.sign(rotation)
+	return op, op.Sign(rotation)
 }

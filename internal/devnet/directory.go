@@ -16,6 +16,7 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/internal/httpx"
+	"atcr.io/internal/plc"
 	"atcr.io/internal/xrpc"
 )
 
@@ -39,11 +40,11 @@ func writePLCError(w http.ResponseWriter, err error) (int, string) {
 
 // logEntry is an operation with what the audit log says of it.
 type logEntry struct {
-	DID       syntax.DID `json:"did"`
-	Operation *operation `json:"operation"`
-	CID       string     `json:"cid"`
-	Nullified bool       `json:"nullified"`
-	CreatedAt string     `json:"createdAt"`
+	DID       syntax.DID     `json:"did"`
+	Operation *plc.Operation `json:"operation"`
+	CID       string         `json:"cid"`
+	Nullified bool           `json:"nullified"`
+	CreatedAt string         `json:"createdAt"`
 }
 
 // directory is a did:plc directory that keeps its operations in memory. It verifies hashes and signatures
@@ -81,11 +82,11 @@ func (d *directory) getHealth(w http.ResponseWriter, _ *http.Request) error {
 }
 
 func (d *directory) postOperation(w http.ResponseWriter, r *http.Request) error {
-	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxOperationBytes+1))
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, plc.MaxOperationBytes+1))
 	if err != nil {
 		return &plcError{http.StatusBadRequest, "the operation is too large or was cut"}
 	}
-	op, err := parseOperation(raw)
+	op, err := plc.Parse(raw)
 	if err != nil {
 		return &plcError{http.StatusBadRequest, "Invalid operation: " + err.Error()}
 	}
@@ -97,8 +98,8 @@ func (d *directory) postOperation(w http.ResponseWriter, r *http.Request) error 
 }
 
 // apply appends op to the identity's log. Errors: *plcError.
-func (d *directory) apply(did syntax.DID, op *operation) error {
-	cid, err := op.cid()
+func (d *directory) apply(did syntax.DID, op *plc.Operation) error {
+	cid, err := op.CID()
 	if err != nil {
 		return fmt.Errorf("encode operation: %w", err)
 	}
@@ -119,28 +120,28 @@ func (d *directory) apply(did syntax.DID, op *operation) error {
 	return nil
 }
 
-func checkGenesis(did syntax.DID, op *operation) error {
-	if op.Type != typeOperation || op.Prev != nil {
+func checkGenesis(did syntax.DID, op *plc.Operation) error {
+	if op.Type != plc.TypeOperation || op.Prev != nil {
 		return errors.New("the first operation has prev null")
 	}
-	want, err := op.did()
+	want, err := op.DID()
 	if err != nil {
 		return err
 	}
 	if did != want {
 		return fmt.Errorf("the operation's hash makes %s, not %s", want, did)
 	}
-	return op.verify(op.RotationKeys)
+	return op.Verify(op.RotationKeys)
 }
 
-func checkUpdate(last logEntry, op *operation) error {
-	if last.Operation.Type == typeTombstone {
+func checkUpdate(last logEntry, op *plc.Operation) error {
+	if last.Operation.Type == plc.TypeTombstone {
 		return errors.New("the identity has a tombstone")
 	}
 	if op.Prev == nil || *op.Prev != last.CID {
 		return fmt.Errorf("prev is not the newest operation, %s", last.CID)
 	}
-	return op.verify(last.Operation.RotationKeys)
+	return op.Verify(last.Operation.RotationKeys)
 }
 
 // log is a copy of the identity's log, oldest first, never empty. Errors: *plcError.
@@ -161,7 +162,7 @@ func (d *directory) last(did syntax.DID) (*logEntry, error) {
 		return nil, err
 	}
 	last := log[len(log)-1]
-	if last.Operation.Type == typeTombstone {
+	if last.Operation.Type == plc.TypeTombstone {
 		return nil, &plcError{http.StatusGone, "DID not available: " + last.DID.String()}
 	}
 	return &last, nil
@@ -201,7 +202,7 @@ func (d *directory) getLog(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ops := make([]*operation, len(log))
+	ops := make([]*plc.Operation, len(log))
 	for i := range log {
 		ops[i] = log[i].Operation
 	}
@@ -229,7 +230,7 @@ func (d *directory) getAudit(w http.ResponseWriter, r *http.Request) error {
 
 // document is the identity's DID document as plc.directory forms it: contexts by the kinds of keys in use,
 // methods and services sorted so that equal identities give equal bytes.
-func document(did syntax.DID, op *operation) map[string]any {
+func document(did syntax.DID, op *plc.Operation) map[string]any {
 	contexts := []string{"https://www.w3.org/ns/did/v1", "https://w3id.org/security/multikey/v1"}
 	methods, services := []map[string]string{}, []map[string]string{}
 	for _, id := range slices.Sorted(maps.Keys(op.VerificationMethods)) {

@@ -15,6 +15,7 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/internal/httpx"
+	"atcr.io/internal/plc"
 )
 
 // vector is a did:plc log that the reference library made.
@@ -153,13 +154,13 @@ func TestRefusedOperations(t *testing.T) {
 		t.Fatal(err)
 	}
 	genesis, update := string(v.Operations[0]), string(v.Operations[1])
-	forge := func(raw string, change func(*operation)) string {
-		op, err := parseOperation([]byte(raw))
+	forge := func(raw string, change func(*plc.Operation)) string {
+		op, err := plc.Parse([]byte(raw))
 		if err != nil {
 			t.Fatal(err)
 		}
 		change(op)
-		if err := op.sign(stranger); err != nil {
+		if err := op.Sign(stranger); err != nil {
 			t.Fatal(err)
 		}
 		return string(remarshal(t, op))
@@ -177,8 +178,8 @@ func TestRefusedOperations(t *testing.T) {
 		"update first":      {op: update, want: "prev null"},
 		"tombstone first":   {op: string(v.Operations[2]), want: "prev null"},
 		"genesis twice":     {before: []string{genesis}, op: genesis, want: "prev is not"},
-		"stranger's update": {before: []string{genesis}, op: forge(update, func(*operation) {}), want: "no rotation key"},
-		"stranger adds himself": {before: []string{genesis}, op: forge(update, func(op *operation) {
+		"stranger's update": {before: []string{genesis}, op: forge(update, func(*plc.Operation) {}), want: "no rotation key"},
+		"stranger adds himself": {before: []string{genesis}, op: forge(update, func(op *plc.Operation) {
 			key, _ := stranger.PublicKey()
 			op.RotationKeys = []string{key.DIDKey()}
 		}), want: "no rotation key"},
@@ -191,7 +192,7 @@ func TestRefusedOperations(t *testing.T) {
 		"tombstone with keys": {op: `{"type":"plc_tombstone","prev":"x","sig":"","rotationKeys":[]}`, want: "alone"},
 		"legacy type":         {op: `{"type":"create","sig":""}`, want: "not known"},
 		"not JSON":            {op: "\x00", want: "not an operation"},
-		"too large":           {op: strings.Repeat("x", maxOperationBytes+1), want: "large"},
+		"too large":           {op: strings.Repeat("x", plc.MaxOperationBytes+1), want: "large"},
 		"far too large":       {op: strings.Repeat("x", 1<<20), want: "large"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -228,22 +229,22 @@ func FuzzParseOperation(f *testing.F) {
 		f.Add([]byte(op))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		op, err := parseOperation(raw)
+		op, err := plc.Parse(raw)
 		if err != nil {
 			return
 		}
-		first, err := op.cid()
+		first, err := op.CID()
 		if err != nil {
 			return // text that is not UTF-8 cannot be encoded
 		}
-		again, err := parseOperation(remarshal(t, op))
+		again, err := plc.Parse(remarshal(t, op))
 		if err != nil {
-			if len(remarshal(t, op)) > maxOperationBytes {
+			if len(remarshal(t, op)) > plc.MaxOperationBytes {
 				return // escapes made it longer
 			}
 			t.Fatalf("its own JSON is refused: %v", err)
 		}
-		if second, err := again.cid(); err != nil || first != second {
+		if second, err := again.CID(); err != nil || first != second {
 			t.Errorf("CID %s became %s (%v)", first, second, err)
 		}
 	})

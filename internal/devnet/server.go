@@ -122,7 +122,7 @@ func (s *server) openAccount(ctx context.Context, name, password string) (*accou
 	if err != nil {
 		return nil, fmt.Errorf("sign genesis operation: %w", err)
 	}
-	if made.DID, err = op.did(); err != nil {
+	if made.DID, err = op.DID(); err != nil {
 		return nil, err
 	}
 	if err := s.directory.apply(made.DID, op); err != nil {

@@ -21,7 +21,7 @@ var layers = []struct {
 	peers         bool // may import each other
 }{
 	{"noun", "oci", false},
-	{"mechanism", "httpx xrpc identity sqldb envconf daemon blobstore", true},
+	{"mechanism", "httpx xrpc identity plc sqldb envconf daemon blobstore", true},
 	{"capability", "pds crew ledger upload registry regtoken session credential outbox index ingest web credhelper", false},
 	{"wiring", "hold appview devnet", false},
 }

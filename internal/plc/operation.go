@@ -1,4 +1,10 @@
-package devnet
+// Package plc speaks of did:plc identities: their operations, and the directory that keeps them.
+//
+// It owns the form, the signature and the name of an operation, and refuses to own whose identity it is, where
+// keys are kept, and when something changes.
+//
+// Source: https://web.plc.directory/spec/v0.1/did-plc
+package plc
 
 import (
 	"bytes"
@@ -18,41 +24,42 @@ import (
 	"github.com/multiformats/go-multihash"
 )
 
+// The kinds of operation. A tombstone ends an identity.
 const (
-	typeOperation = "plc_operation"
-	typeTombstone = "plc_tombstone"
+	TypeOperation = "plc_operation"
+	TypeTombstone = "plc_tombstone"
+)
 
-	// maxOperationBytes and maxEntries are plc.directory's own limits.
-	maxOperationBytes = 4000
+// MaxOperationBytes and maxEntries are plc.directory's own limits.
+const (
+	MaxOperationBytes = 4000
 	maxEntries        = 10
 )
 
-// plcService is a service entry of an operation.
-type plcService struct {
+// Service is a service entry of an operation.
+type Service struct {
 	Type     string `json:"type"`
 	Endpoint string `json:"endpoint"`
 }
 
-// operation is a signed change of a did:plc identity. Of a tombstone only Type, Prev and Sig are set.
-//
-// Source: https://web.plc.directory/spec/v0.1/did-plc
-type operation struct {
-	Type                string                `json:"type"`
-	RotationKeys        []string              `json:"rotationKeys"`
-	VerificationMethods map[string]string     `json:"verificationMethods"`
-	AlsoKnownAs         []string              `json:"alsoKnownAs"`
-	Services            map[string]plcService `json:"services"`
-	Prev                *string               `json:"prev"`
-	Sig                 string                `json:"sig"`
+// Operation is a signed change of a did:plc identity. Of a tombstone only Type, Prev and Sig are set.
+type Operation struct {
+	Type                string             `json:"type"`
+	RotationKeys        []string           `json:"rotationKeys"`
+	VerificationMethods map[string]string  `json:"verificationMethods"`
+	AlsoKnownAs         []string           `json:"alsoKnownAs"`
+	Services            map[string]Service `json:"services"`
+	Prev                *string            `json:"prev"`
+	Sig                 string             `json:"sig"`
 }
 
-// parseOperation decodes raw and checks its form, not its signature. A field that it does not know is
+// Parse decodes raw and checks its form, not its signature. A field that it does not know is
 // refused: it would be missing from the bytes that were signed.
-func parseOperation(raw []byte) (*operation, error) {
-	if len(raw) > maxOperationBytes {
-		return nil, fmt.Errorf("the operation is larger than %d bytes", maxOperationBytes)
+func Parse(raw []byte) (*Operation, error) {
+	if len(raw) > MaxOperationBytes {
+		return nil, fmt.Errorf("the operation is larger than %d bytes", MaxOperationBytes)
 	}
-	var op operation
+	var op Operation
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&op); err != nil {
@@ -64,14 +71,14 @@ func parseOperation(raw []byte) (*operation, error) {
 	return &op, op.check()
 }
 
-func (op *operation) check() error {
-	if op.Type == typeTombstone {
+func (op *Operation) check() error {
+	if op.Type == TypeTombstone {
 		if op.Prev == nil || op.RotationKeys != nil || op.VerificationMethods != nil || op.AlsoKnownAs != nil || op.Services != nil {
 			return errors.New("a tombstone has prev and sig alone")
 		}
 		return nil
 	}
-	if op.Type != typeOperation {
+	if op.Type != TypeOperation {
 		return fmt.Errorf("operation type %q is not known", op.Type)
 	}
 	if n := len(op.RotationKeys); n == 0 || n > maxEntries {
@@ -97,7 +104,7 @@ func (op *operation) check() error {
 }
 
 // data is the operation as the map that is encoded; sig only where signed.
-func (op *operation) data(signed bool) map[string]any {
+func (op *Operation) data(signed bool) map[string]any {
 	m := map[string]any{"type": op.Type, "prev": nil}
 	if op.Prev != nil {
 		m["prev"] = *op.Prev
@@ -105,7 +112,7 @@ func (op *operation) data(signed bool) map[string]any {
 	if signed {
 		m["sig"] = op.Sig
 	}
-	if op.Type == typeTombstone {
+	if op.Type == TypeTombstone {
 		return m
 	}
 	services, methods := map[string]any{}, map[string]any{}
@@ -129,13 +136,13 @@ func anySlice(s []string) []any {
 }
 
 // MarshalJSON is the form in which plc.directory shows an operation: no absent fields of a tombstone.
-func (op *operation) MarshalJSON() ([]byte, error) { return json.Marshal(op.data(true)) }
+func (op *Operation) MarshalJSON() ([]byte, error) { return json.Marshal(op.data(true)) }
 
 // encode is the DAG-CBOR of the operation, without or with its signature.
-func (op *operation) encode(signed bool) ([]byte, error) { return atdata.MarshalCBOR(op.data(signed)) }
+func (op *Operation) encode(signed bool) ([]byte, error) { return atdata.MarshalCBOR(op.data(signed)) }
 
-// sign sets Sig.
-func (op *operation) sign(key atcrypto.PrivateKey) error {
+// Sign sets Sig.
+func (op *Operation) Sign(key atcrypto.PrivateKey) error {
 	content, err := op.encode(false)
 	if err != nil {
 		return err
@@ -148,8 +155,8 @@ func (op *operation) sign(key atcrypto.PrivateKey) error {
 	return nil
 }
 
-// verify is nil where one of the rotation keys signed the operation.
-func (op *operation) verify(rotationKeys []string) error {
+// Verify is nil where one of the rotation keys signed the operation.
+func (op *Operation) Verify(rotationKeys []string) error {
 	sig, err := base64.RawURLEncoding.Strict().DecodeString(op.Sig)
 	if err != nil {
 		return errors.New("sig is not unpadded base64url")
@@ -167,8 +174,8 @@ func (op *operation) verify(rotationKeys []string) error {
 	return errors.New("no rotation key signed the operation")
 }
 
-// cid is the name by which the next operation's prev points at this one.
-func (op *operation) cid() (string, error) {
+// CID is the name by which the next operation's prev points at this one.
+func (op *Operation) CID() (string, error) {
 	content, err := op.encode(true)
 	if err != nil {
 		return "", err
@@ -180,8 +187,8 @@ func (op *operation) cid() (string, error) {
 	return cid.NewCidV1(cid.DagCBOR, sum).String(), nil
 }
 
-// did is the identity that a genesis operation makes.
-func (op *operation) did() (syntax.DID, error) {
+// DID is the identity that a genesis operation makes.
+func (op *Operation) DID() (syntax.DID, error) {
 	content, err := op.encode(true)
 	if err != nil {
 		return "", err
