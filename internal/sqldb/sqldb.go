@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"syscall"
 
 	"modernc.org/sqlite" // the driver, without cgo
 	sqlite3 "modernc.org/sqlite/lib"
@@ -32,8 +33,33 @@ var ErrNewerSchema = errors.New("the database was written by a newer version")
 // ErrCorrupt says that SQLite found the file damaged or no database at all.
 var ErrCorrupt = errors.New("the database file is damaged")
 
+// ErrLocked says that another program has the database open, and does not let go.
+var ErrLocked = errors.New("another program has the database locked")
+
 // ErrFull says that the disk has no room for what was to be written. Nothing was.
 var ErrFull = errors.New("the disk of the database is full")
+
+// Classify gives an error of SQLite's the name that it has here: ErrCorrupt, ErrLocked or ErrFull; another it
+// leaves as it is.
+func Classify(err error) error {
+	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrLocked) || errors.Is(err, ErrFull) {
+		return err
+	}
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
+		switch e.Code() & 0xff { // the rest says which kind of it
+		case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+			return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+			return fmt.Errorf("%w: %w", ErrLocked, err)
+		case sqlite3.SQLITE_FULL:
+			return fmt.Errorf("%w: %w", ErrFull, err)
+		}
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return err
+}
 
 // DB is a database. One SQLite file in WAL mode: writers wait for each other in the process, not in SQLite,
 // where waiting is polling. Or one on a server, where several processes share it. Safe for concurrent use.
@@ -48,11 +74,11 @@ type DB struct {
 
 // Open opens or creates the file at path (mode 0600) and checks that it is a sound database.
 //
-// Errors: ErrCorrupt where the file is none; anything else is the operating system's or SQLite's.
+// Errors: ErrCorrupt where the file is none; ErrLocked; ErrFull; anything else is the operating system's or SQLite's.
 func Open(ctx context.Context, path string) (*DB, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
+		return nil, fmt.Errorf("open database: %w", Classify(err))
 	}
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
@@ -80,7 +106,7 @@ func Open(ctx context.Context, path string) (*DB, error) {
 	for _, pool := range []*sql.DB{db.durable, db.relaxed, db.reader} {
 		var n int
 		if err := pool.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema").Scan(&n); err != nil {
-			return nil, errors.Join(fmt.Errorf("open database %s: %w: %w", path, ErrCorrupt, err), db.Close())
+			return nil, errors.Join(fmt.Errorf("open database %s: %w", path, Classify(err)), db.Close())
 		}
 	}
 	return db, nil
@@ -138,24 +164,16 @@ func (db *DB) write(ctx context.Context, pool *sql.DB, fn func(tx *sql.Tx) error
 func transact(ctx context.Context, pool *sql.DB, options *sql.TxOptions, fn func(tx *sql.Tx) error) error {
 	tx, err := pool.BeginTx(ctx, options)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return Classify(fmt.Errorf("begin: %w", err))
 	}
 	defer func() { _ = tx.Rollback() }() // after Commit it does nothing
 	if err := fn(tx); err != nil {
-		return full(err)
+		return Classify(err)
 	}
 	if err := tx.Commit(); err != nil {
-		return full(fmt.Errorf("commit: %w", err))
+		return Classify(fmt.Errorf("commit: %w", err))
 	}
 	return nil
-}
-
-// full names the one failure of SQLite's that callers pass on in words.
-func full(err error) error {
-	if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code()&0xff == sqlite3.SQLITE_FULL {
-		return fmt.Errorf("%w: %w", ErrFull, err)
-	}
-	return err
 }
 
 // Reader is the pool for queries. It cannot write. A query that began sees no later write.

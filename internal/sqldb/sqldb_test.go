@@ -192,3 +192,29 @@ func TestFull(t *testing.T) {
 		t.Errorf("%d rows, %v", n, err)
 	}
 }
+
+// Would catch a lock that passes for something else, so that nobody knows what to do.
+func TestClassify(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db.sqlite3")
+	db := open(t, path)
+	other, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate") // which does not wait
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	err = db.Write(t.Context(), func(*sql.Tx) error {
+		tx, err := other.BeginTx(t.Context(), nil)
+		if err == nil {
+			_ = tx.Rollback()
+		}
+		return err
+	})
+	if err = sqldb.Classify(err); !errors.Is(err, sqldb.ErrLocked) {
+		t.Errorf("locked: %v", err)
+	}
+	plain := errors.New("plain")
+	if err := sqldb.Classify(plain); !errors.Is(err, plain) || errors.Is(err, sqldb.ErrCorrupt) || sqldb.Classify(nil) != nil {
+		t.Errorf("%v", err)
+	}
+}
