@@ -117,6 +117,13 @@ type Multipart interface {
 	CompleteMultipart(ctx context.Context, state []byte, parts []Part) (key string, size int64, err error)
 }
 
+// Checker is a store that can be told beforehand what an object's bytes must be. Whether it then refuses other
+// bytes is for the caller to find out: not all servers do.
+type Checker interface {
+	// PresignPut is a URL for one PUT of an object whose SHA-256 is sum, with header, within ttl.
+	PresignPut(ctx context.Context, key string, sum [32]byte, ttl time.Duration) (url string, header map[string]string, err error)
+}
+
 // Part is a part as the storage acknowledged it.
 type Part struct {
 	Number int

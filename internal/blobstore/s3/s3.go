@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -63,6 +64,7 @@ var (
 	_ blobstore.Store     = (*Store)(nil)
 	_ blobstore.Presigner = (*Store)(nil)
 	_ blobstore.Multipart = (*Store)(nil)
+	_ blobstore.Checker   = (*Store)(nil)
 )
 
 // New makes a Store; it sends nothing. Errors: settings that no S3 client takes.
@@ -267,6 +269,20 @@ func (s *Store) PresignGet(ctx context.Context, method, key string, ttl time.Dur
 		return "", err
 	}
 	return u.String(), nil
+}
+
+// PresignPut signs over x-amz-checksum-sha256.
+func (s *Store) PresignPut(ctx context.Context, key string, sum [32]byte, ttl time.Duration) (string, map[string]string, error) {
+	if err := checkKey(key); err != nil {
+		return "", nil, err
+	}
+	const name = "x-amz-checksum-sha256"
+	header := map[string]string{name: base64.StdEncoding.EncodeToString(sum[:])}
+	u, err := s.presign.PresignHeader(ctx, http.MethodPut, s.config.Bucket, key, ttl, nil, http.Header{http.CanonicalHeaderKey(name): {header[name]}})
+	if err != nil {
+		return "", nil, err
+	}
+	return u.String(), header, nil
 }
 
 // NewMultipart begins an upload whose parts others send, under a key of its own.
