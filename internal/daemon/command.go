@@ -44,6 +44,9 @@ type Sub[C any] struct {
 	Name, Usage, About string
 	// Run does it. What it prints is its result; what it logs goes to standard error.
 	Run func(ctx context.Context, config C, logger *slog.Logger, args []string, stdout io.Writer) error
+	// Elsewhere, where not nil, is asked first, and does it where the arguments say that it is about another
+	// machine's daemon, without this one's settings.
+	Elsewhere func(ctx context.Context, environ, args []string, stdout io.Writer) (done bool, err error)
 }
 
 // sub finds the command that args name, and its own arguments.
@@ -100,6 +103,11 @@ func (c Command[C]) Run(ctx context.Context, args, environ []string, stdout, std
 		_, err := io.WriteString(stdout, manual)
 		return err
 	}
+	if sub != nil && sub.Elsewhere != nil {
+		if done, err := sub.Elsewhere(ctx, environ, rest, stdout); done {
+			return withoutHelp(err)
+		}
+	}
 	if err := envconf.Load(environ, c.Prefix, &config); err != nil {
 		return fmt.Errorf("the settings have problems:\n%w", err)
 	}
@@ -116,13 +124,17 @@ func (c Command[C]) Run(ctx context.Context, args, environ []string, stdout, std
 	}
 	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	if sub != nil {
-		err := sub.Run(ctx, config, logger, rest, stdout)
-		if errors.Is(err, flag.ErrHelp) {
-			return nil
-		}
-		return err
+		return withoutHelp(sub.Run(ctx, config, logger, rest, stdout))
 	}
 	return c.Serve(ctx, config, logger)
+}
+
+// withoutHelp makes it no error that help was asked for.
+func withoutHelp(err error) error {
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	return err
 }
 
 func (c Command[C]) usage() string {

@@ -24,6 +24,7 @@ type Line struct {
 	Text  string `json:"text,omitempty"`
 	Error string `json:"error,omitempty"`
 	Data  any    `json:"data,omitempty"`
+	Bytes []byte `json:"bytes,omitempty"` // the next piece of a result that is no text
 }
 
 // say passes on what a command has done so far.
@@ -34,21 +35,25 @@ type task func(ctx context.Context, h *Hold, r *http.Request, tell say) error
 
 // tasks are the commands by name.
 var tasks = map[string]task{
-	"gc":               adminCollect,
-	"fsck":             adminFsck,
-	"crew list":        adminCrewList,
-	"crew set":         adminCrewSet,
-	"crew remove":      adminCrewRemove,
-	"captain transfer": adminTransfer,
-	"repo verify":      adminVerify,
-	"repo export":      adminExport,
-	"backup":           adminBackup,
-	"block":            adminBlock,
-	"doctor":           adminDoctor,
-	"unblock":          adminUnblock,
-	"block list":       adminBlocks,
-	"announce":         adminReannounce,
-	"request-crawl":    adminCrawl,
+	"gc":                  adminCollect,
+	"fsck":                adminFsck,
+	"crew list":           adminCrewList,
+	"crew set":            adminCrewSet,
+	"crew remove":         adminCrewRemove,
+	"captain transfer":    adminTransfer,
+	"repo verify":         adminVerify,
+	"repo export":         adminExport,
+	"repo rebuild":        adminRebuild,
+	"key show":            adminKeyShow,
+	"key rotate":          adminKeyRotate,
+	"key export-rotation": adminKeyExport,
+	"backup":              adminBackup,
+	"block":               adminBlock,
+	"doctor":              adminDoctor,
+	"unblock":             adminUnblock,
+	"block list":          adminBlocks,
+	"announce":            adminReannounce,
+	"request-crawl":       adminCrawl,
 }
 
 // adminHandler runs a command: POST /?task=NAME and its parameters, answered line by line.
@@ -136,21 +141,27 @@ func Command(ctx context.Context, config Config, logger *slog.Logger, name strin
 }
 
 // offline opens the hold for one command.
-func offline(ctx context.Context, config Config, logger *slog.Logger, name string, r *http.Request, tell say) (err error) {
+func offline(ctx context.Context, config Config, logger *slog.Logger, name string, r *http.Request, tell say) error {
 	if _, err := os.Stat(filepath.Join(config.DatabaseDir, "db.sqlite3")); err != nil {
 		return fmt.Errorf("there is no hold in %s (HOLD_DATABASE_DIR): %w", config.DatabaseDir, err)
 	}
+	run, ok := tasks[name]
+	if !ok {
+		return fmt.Errorf("no command %q", name)
+	}
+	config.repair = repairFor(name, r, tell)
+	return withHold(ctx, config, logger, func(h *Hold) error { return run(ctx, h, r, tell) })
+}
+
+// withHold opens the hold, quietly, for as long as fn takes.
+func withHold(ctx context.Context, config Config, logger *slog.Logger, fn func(*Hold) error) (err error) {
 	config.CollectEvery, config.Relays = 0, nil
 	h, err := Open(ctx, config, logger, prometheus.NewRegistry())
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.Close()) }()
-	run, ok := tasks[name]
-	if !ok {
-		return fmt.Errorf("no command %q", name)
-	}
-	return run(ctx, h, r, tell)
+	return fn(h)
 }
 
 // required is a parameter that must be there.

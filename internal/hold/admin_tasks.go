@@ -1,6 +1,8 @@
 package hold
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -100,31 +102,20 @@ func adminCrewSet(ctx context.Context, h *Hold, r *http.Request, tell say) error
 	if err != nil {
 		return err
 	}
-	permissions := []string{}
-	for p := range strings.SplitSeq(r.URL.Query().Get("permissions"), ",") {
-		switch p {
-		case "", "none":
-		case crew.BlobRead, crew.BlobWrite, crew.CrewAdmin:
-			permissions = append(permissions, p)
-		default:
-			return fmt.Errorf("no permission %q: there are %s, %s, %s, and none, which refuses the member", p, crew.BlobRead, crew.BlobWrite, crew.CrewAdmin)
-		}
+	permissions, err := parsePermissions(r.URL.Query().Get("permissions"))
+	if err != nil {
+		return err
 	}
 	tier := r.URL.Query().Get("tier")
 	if _, ok := h.quota.quotas.Tiers[tier]; tier != "" && !ok {
 		return fmt.Errorf("HOLD_QUOTAS has no tier %q", tier)
 	}
-	err = h.put(ctx, record{atcr.HoldCrewNSID, atcr.CrewRkey(did.String()), atcr.HoldCrew{
-		Member: did.String(), Role: "member", Permissions: permissions, Tier: tier, AddedAt: timestamp(h.now()),
-	}})
-	if err == nil {
-		what := strings.Join(permissions, ", ")
-		if what == "" {
-			what = "refused"
-		}
-		tell(Line{Text: did.String() + "  " + what, Data: map[string]any{"member": did, "permissions": permissions}})
+	member := atcr.HoldCrew{Member: did.String(), Role: "member", Permissions: permissions, Tier: tier, AddedAt: timestamp(h.now())}
+	if err := h.put(ctx, record{atcr.HoldCrewNSID, atcr.CrewRkey(did.String()), member}); err != nil {
+		return err
 	}
-	return err
+	tell(memberLine(member))
+	return nil
 }
 
 func adminCrewRemove(ctx context.Context, h *Hold, r *http.Request, tell say) error {
@@ -194,16 +185,26 @@ func create(path string, fill func(*os.File) error) error {
 	return nil
 }
 
+// adminExport writes the repo into a file, or tells it piece by piece.
 func adminExport(ctx context.Context, h *Hold, r *http.Request, tell say) error {
-	path, err := required(r, "file")
-	if err != nil {
-		return err
+	path := r.URL.Query().Get("file")
+	if path == "" {
+		out := bufio.NewWriterSize(teller(tell), 64<<10)
+		return errors.Join(h.repo.Export(ctx, out), out.Flush())
 	}
 	if err := create(path, func(f *os.File) error { return h.repo.Export(ctx, f) }); err != nil {
 		return err
 	}
 	tell(Line{Text: "the repo is in " + path, Data: map[string]any{"file": path}})
 	return nil
+}
+
+// teller tells what is written to it.
+type teller say
+
+func (t teller) Write(p []byte) (int, error) {
+	t(Line{Bytes: bytes.Clone(p)})
+	return len(p), nil
 }
 
 func adminCrawl(ctx context.Context, h *Hold, r *http.Request, tell say) error {

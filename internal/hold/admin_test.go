@@ -10,11 +10,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"atcr.io/api/atcr"
+	"atcr.io/internal/oci"
 	"atcr.io/internal/upload"
 )
 
@@ -128,10 +130,12 @@ func TestBackup(t *testing.T) {
 	var s *server
 	file := filepath.Join(t.TempDir(), "backup.tar")
 	var rev string
+	var late oci.Digest // pushed after the backup was made
+	var seq int64
 	t.Run("running", func(t *testing.T) {
 		s = startHold(t, p, func(config *Config) {
 			open(config)
-			config.DatabaseDir = filepath.Join(filepath.Dir(file), "db")
+			config.DatabaseDir, config.StorageRootDir = filepath.Join(filepath.Dir(file), "db"), filepath.Join(filepath.Dir(file), "blobs")
 			config.KeyPath = ""
 		})
 		blob := s.push(t, writer, []byte("content"))
@@ -149,6 +153,14 @@ func TestBackup(t *testing.T) {
 		if err := adminBackup(t.Context(), s.Hold, parameters("file", file), func(Line) {}); !errors.Is(err, os.ErrExist) {
 			t.Errorf("a backup was overwritten: %v", err)
 		}
+		late = s.push(t, writer, []byte("late"))
+		if a := s.notify(t, writer, message(writer, "app", "late", late)); a.status != 200 {
+			t.Fatal(a.body)
+		}
+		if head, err = s.repo.Head(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rev, seq = head.Rev, lastSeq(t, s.Hold) // what relays have seen
 	})
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v", info, err)
@@ -182,14 +194,20 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	said, err := run(t, config, "announce", nil)
-	if err != nil || !strings.Contains(said, "restored") {
+	if err != nil || !strings.Contains(said, "restored") || !strings.HasPrefix(said, "comparing") || !strings.Contains(said, "1 blobs that were in the storage alone") {
 		t.Fatalf("%s %v", said, err)
 	}
 	restored := &server{people: p, config: config}
 	restored.serve(t, listen(t, strings.TrimPrefix(config.PublicURL, "http://")))
 	head, err := restored.repo.Head(t.Context())
-	if err != nil || head.Rev != rev || len(restored.records(t, atcr.HoldLayerNSID)) != 1 {
-		t.Errorf("rev %s, want %s: %v", head.Rev, rev, err)
+	if err != nil || head.Rev <= rev || lastSeq(t, restored.Hold) <= seq || len(restored.records(t, atcr.HoldLayerNSID)) != 1 {
+		t.Errorf("rev %s is not behind %s, or seq %d not behind %d: %v", head.Rev, rev, lastSeq(t, restored.Hold), seq, err)
+	}
+	if kinds := kinds(t, restored.Hold, 0); !slices.Equal(kinds[len(kinds)-3:], announcement) {
+		t.Errorf("a restored hold announces %v", kinds)
+	}
+	if a := restored.notify(t, writer, message(writer, "app", "late", restored.push(t, writer, []byte("late")))); a.status != 200 || len(restored.records(t, atcr.HoldLayerNSID)) != 2 {
+		t.Errorf("what was lost is pushed again: %d %s", a.status, a.body)
 	}
 	if a := restored.notify(t, writer, message(writer, "other", "m", restored.push(t, writer, []byte("more")))); a.status != 200 {
 		t.Errorf("%d %s", a.status, a.body)
@@ -197,6 +215,15 @@ func TestBackup(t *testing.T) {
 	if a := restored.send(t, "GET", "/xrpc/com.atproto.sync.getRepoStatus?did="+strings.ReplaceAll(restored.did.String(), "%", "%25"), "", nil); a.status != 200 {
 		t.Errorf("%d %s", a.status, a.body)
 	}
+}
+
+// lastSeq is the newest event's.
+func lastSeq(t *testing.T, h *Hold) (seq int64) {
+	t.Helper()
+	if err := h.db.Reader().QueryRowContext(t.Context(), `SELECT max(seq) FROM event`).Scan(&seq); err != nil {
+		t.Fatal(err)
+	}
+	return seq
 }
 
 // parameters is a command's request.

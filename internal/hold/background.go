@@ -17,6 +17,7 @@ func (h *Hold) startBackground(ctx context.Context) {
 		{"publish statistics", statsEvery, h.publishStats},
 		{"remove idle members", time.Hour, h.removeIdle},
 		{"ask relays", crawlLook, h.followRelays},
+		{"tell the directory", time.Minute, h.settleIdentity},
 		{"collect blobs", h.config.CollectEvery, h.collectUnnamed},
 	} {
 		if task.every > 0 {

@@ -16,14 +16,24 @@ import (
 const (
 	backupDatabase = "db.sqlite3"
 	backupKey      = "signing.key"
+	backupRotation = "rotation.key" // only where it was asked for
 )
 
-// adminBackup writes database and signing key into one file, while the hold goes on. The blobs are the
-// storage's to back up.
+// adminBackup writes database and signing key into one file, while the hold goes on, and the rotation key
+// where it is asked for. The blobs are the storage's to back up.
 func adminBackup(ctx context.Context, h *Hold, r *http.Request, tell say) error {
 	path, err := required(r, "file")
 	if err != nil {
 		return err
+	}
+	rotation := ""
+	if r.URL.Query().Get("with-rotation-key") != "" {
+		if h.did.Method() != methodPLC {
+			return fmt.Errorf("%s has no rotation key", h.did)
+		}
+		if _, rotation, err = h.rotationKey(); err != nil {
+			return err
+		}
 	}
 	copied := filepath.Join(h.config.DatabaseDir, ".backup.sqlite3")
 	if err := os.Remove(copied); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -35,18 +45,29 @@ func adminBackup(ctx context.Context, h *Hold, r *http.Request, tell say) error 
 	}
 	err = create(path, func(f *os.File) error {
 		w := tar.NewWriter(f)
-		return errors.Join(addFile(w, backupDatabase, copied, h.now()), addFile(w, backupKey, h.config.KeyPath, h.now()), w.Close())
+		err := errors.Join(addFile(w, backupDatabase, copied, h.now()), addFile(w, backupKey, h.config.KeyPath, h.now()))
+		if rotation != "" {
+			err = errors.Join(err, addFile(w, backupRotation, h.config.RotationKeyPath, h.now()))
+		}
+		return errors.Join(err, w.Close())
 	})
 	if err != nil {
 		return err
+	}
+	what := "database and signing key are"
+	if rotation != "" {
+		what = "database, signing key and rotation key are"
+		if err := h.state.set(ctx, stateExported, rotation); err != nil {
+			return err
+		}
 	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	tell(Line{
-		Text: fmt.Sprintf("the hold's database and signing key are in %s (%s): keep it secret, who has it is this hold", path, Bytes(info.Size())),
-		Data: map[string]any{"file": path, "size": info.Size()},
+		Text: fmt.Sprintf("the hold's %s in %s (%s): keep it secret, who has it is this hold", what, path, Bytes(info.Size())),
+		Data: map[string]any{"file": path, "size": info.Size(), "rotationKey": rotation},
 	})
 	return nil
 }
@@ -69,54 +90,66 @@ func addFile(w *tar.Writer, name, path string, at time.Time) error {
 }
 
 // Restore unpacks a backup into the folders of config, which must not have a hold yet. The hold is to be
-// announced anew afterwards: see Reannounce.
-func Restore(config Config, path string) error {
+// announced anew afterwards: see adminReannounce.
+func Restore(config Config, path string) (err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	places := map[string]string{backupDatabase: filepath.Join(config.DatabaseDir, "db.sqlite3"), backupKey: config.KeyPath}
-	for _, place := range places {
-		if _, err := os.Lstat(place); !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%s is there already: restore into empty folders", place)
-		}
+	places := map[string]string{
+		backupDatabase: filepath.Join(config.DatabaseDir, "db.sqlite3"), backupKey: config.KeyPath, backupRotation: config.RotationKeyPath,
 	}
-	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
-		return err
+	for _, name := range []string{backupDatabase, backupKey} {
+		if _, err := os.Lstat(places[name]); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s is there already: restore into empty folders", places[name])
+		}
 	}
 	var made []string
-	for r := tar.NewReader(f); len(places) > 0; {
-		header, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			err = errors.New("it is no backup of a hold, or cut off")
-		}
-		place, known := "", false
-		if err == nil {
-			place, known = places[header.Name]
-		}
-		if known {
-			made = append(made, place)
-			err = create(place, func(f *os.File) error { _, err := io.Copy(f, r); return err }) //nolint:gosec // the operator's own file
-			delete(places, header.Name)
-		}
+	defer func() {
 		if err != nil {
 			for _, m := range made {
 				_ = os.Remove(m)
 			}
-			return fmt.Errorf("%s: %w", path, err)
+			err = fmt.Errorf("%s: %w", path, err)
+		}
+	}()
+	found := map[string]bool{}
+	for r := tar.NewReader(f); ; {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) && found[backupDatabase] && found[backupKey] {
+			return nil
+		}
+		if errors.Is(err, io.EOF) {
+			return errors.New("it is no backup of a hold, or cut off")
+		}
+		if err != nil {
+			return err
+		}
+		place, known := places[header.Name]
+		if !known || found[header.Name] {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(place), 0o700); err != nil {
+			return err
+		}
+		found[header.Name], made = true, append(made, place)
+		if err := create(place, func(f *os.File) error { _, err := io.Copy(f, r); return err }); err != nil { //nolint:gosec // the operator's own file
+			if errors.Is(err, os.ErrExist) {
+				made = made[:len(made)-1] // another's
+			}
+			return err
 		}
 	}
-	return nil
 }
 
-// adminReannounce is for after a restore: the index is made to agree with the storage, and everybody who
-// follows is told where the repo stands.
+// adminReannounce is for after a restore: the index is made to agree with the storage, and the repo is signed
+// anew, with a rev behind all that were seen of it, so that everybody who follows takes it as it stands now.
 func adminReannounce(ctx context.Context, h *Hold, r *http.Request, tell say) error {
 	if err := adminFsck(ctx, h, r, tell); err != nil {
 		return err
 	}
-	if err := h.repo.Announce(ctx); err != nil {
+	if err := h.repo.Resign(ctx, nil); err != nil {
 		return err
 	}
 	tell(Line{Text: "the hold is restored: start it"})

@@ -132,13 +132,13 @@ func (h *Hold) blobURL(r *http.Request, blob upload.Blob, viewer syntax.DID, met
 	if target, ok, err := h.uploads.Presign(r.Context(), blob, method, linkTTL); ok || err != nil {
 		return target, err
 	}
-	path := h.links.path(link{Method: method, Digest: blob.Digest, Viewer: viewer, Expires: h.now().Add(linkTTL).Unix()})
+	path := h.links.Load().path(link{Method: method, Digest: blob.Digest, Viewer: viewer, Expires: h.now().Add(linkTTL).Unix()})
 	return h.config.PublicURL + path, nil
 }
 
 // getLinkedBlob serves `/d/<secret>/<hex>`.
 func (h *Hold) getLinkedBlob(w http.ResponseWriter, r *http.Request) error {
-	v, err := h.links.parse(r.PathValue("secret"), r.Method, h.now())
+	v, err := h.links.Load().parse(r.PathValue("secret"), r.Method, h.now())
 	if err != nil {
 		return xrpc.Errorf(http.StatusForbidden, "InvalidToken", "this link is not valid, or no longer: ask for a new one")
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bluesky-social/indigo/atproto/atcrypto"
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/internal/daemon"
@@ -20,7 +21,8 @@ import (
 // Config is every setting of a hold. The tags are the manual: docs/config.md, .env.hold.example and
 // `atcr-hold --help` are made from them.
 type Config struct {
-	PublicURL     string `env:"HOLD_PUBLIC_URL" required:"true" example:"https://hold.example.com" doc:"The URL under which everybody reaches this hold. Its host becomes the hold's did:web and cannot be changed later."`
+	PublicURL     string `env:"HOLD_PUBLIC_URL" required:"true" example:"https://hold.example.com" doc:"The URL under which everybody reaches this hold. Its host is the hold's did:web, which cannot be changed later; with HOLD_DID_METHOD=plc it can."`
+	DIDMethod     string `env:"HOLD_DID_METHOD" default:"web" doc:"What kind of identity a new hold gets: web (it is its host name), or plc (registered at HOLD_PLC_URL; it can move to another URL). A hold keeps what it has."`
 	ServerAddr    string `env:"HOLD_SERVER_ADDR" default:":8080" doc:"Address to listen on, host:port."`
 	Public        bool   `env:"HOLD_PUBLIC" default:"false" doc:"Whether anybody may pull, without an account."`
 	AllowAllCrew  bool   `env:"HOLD_ALLOW_ALL_CREW" default:"false" doc:"Whether everybody with an atproto account may push (and pull)."`
@@ -45,10 +47,12 @@ type Config struct {
 	StorageRootDir   string `env:"STORAGE_ROOT_DIR" default:"/var/lib/atcr/hold" doc:"Folder for blobs with STORAGE_DRIVER=filesystem."`
 	DisablePresigned bool   `env:"DISABLE_PRESIGNED_URLS" default:"false" doc:"Send all bytes through the hold, even where the storage can presign URLs."`
 
-	DatabaseDir string `env:"HOLD_DATABASE_DIR" default:"/var/lib/atcr-hold" doc:"Folder for the hold's database, db.sqlite3. On a local disk, and in your backups."`
-	KeyPath     string `env:"HOLD_KEY_PATH" doc:"File of the key that signs the hold's repo (secp256k1; raw 32 bytes, hex or multibase). Default: {HOLD_DATABASE_DIR}/signing.key, made at the first start."`
-	PLCURL      string `env:"HOLD_PLC_URL" default:"https://plc.directory" doc:"Directory that resolves did:plc."`
-	RequireLxm  bool   `env:"HOLD_REQUIRE_LXM" default:"false" doc:"Whether service tokens for uploads must name their method."`
+	DatabaseDir     string `env:"HOLD_DATABASE_DIR" default:"/var/lib/atcr-hold" doc:"Folder for the hold's database, db.sqlite3. On a local disk, and in your backups."`
+	KeyPath         string `env:"HOLD_KEY_PATH" doc:"File of the key that signs the hold's repo (secp256k1; raw 32 bytes, hex or multibase). Default: {HOLD_DATABASE_DIR}/signing.key, made at the first start."`
+	PLCURL          string `env:"HOLD_PLC_URL" default:"https://plc.directory" doc:"Directory that resolves did:plc, and has the hold's own with HOLD_DID_METHOD=plc."`
+	RotationKeyPath string `env:"HOLD_ROTATION_KEY_PATH" doc:"With HOLD_DID_METHOD=plc, file of the key that may change the hold's identity: its signing key and its URL. Default: {HOLD_DATABASE_DIR}/rotation.key, made at the first start. Needed only for such a change; keep a copy elsewhere (atcr-hold key export-rotation)."`
+	RecoveryKey     string `env:"HOLD_RECOVERY_KEY" example:"did:key:…" doc:"With HOLD_DID_METHOD=plc, the public part (did:key) of a key that you keep offline. It stands before the rotation key: for 72 hours it can undo what that one did."`
+	RequireLxm      bool   `env:"HOLD_REQUIRE_LXM" default:"false" doc:"Whether service tokens for uploads must name their method."`
 
 	DebugAddr string        `env:"HOLD_DEBUG_ADDR" default:"127.0.0.1:8081" doc:"Private address for /metrics and /debug/pprof/. Empty: none."`
 	LogLevel  string        `env:"HOLD_LOG_LEVEL" default:"info" doc:"debug, info, warn or error. debug has a line for every request."`
@@ -58,6 +62,9 @@ type Config struct {
 	quotas    Quotas // from Quotas, by Validate
 	openQuota Bytes
 	now       func() time.Time // nil: time.Now; tests let time pass
+
+	repair      repair        // what a command does to the repo before it is opened
+	plcPatience time.Duration // 0: directoryPatience
 }
 
 // Prefix is what the names of settings that belong to the hold alone begin with.
@@ -73,7 +80,7 @@ func (c *Config) Validate() error {
 			problems = append(problems, err)
 		} else {
 			c.PublicURL = u.String()
-			if _, err := syntax.ParseDID(c.DID().String()); err != nil {
+			if _, err := syntax.ParseDID(c.WebDID().String()); err != nil {
 				add("HOLD_PUBLIC_URL: %s has no host that a did:web can have: use a host name", c.PublicURL)
 			}
 		}
@@ -95,8 +102,24 @@ func (c *Config) Validate() error {
 	}
 	if err := daemon.CheckDatabaseDir(c.DatabaseDir); err != nil {
 		add("HOLD_DATABASE_DIR: %w", err)
-	} else if c.KeyPath == "" {
-		c.KeyPath = filepath.Join(c.DatabaseDir, "signing.key")
+	} else {
+		if c.KeyPath == "" {
+			c.KeyPath = filepath.Join(c.DatabaseDir, "signing.key")
+		}
+		if c.RotationKeyPath == "" {
+			c.RotationKeyPath = filepath.Join(c.DatabaseDir, "rotation.key")
+		}
+	}
+	if c.DIDMethod == "" {
+		c.DIDMethod = methodWeb
+	}
+	if c.DIDMethod != methodWeb && c.DIDMethod != methodPLC {
+		add("HOLD_DID_METHOD: %q is not known; use web or plc", c.DIDMethod)
+	}
+	if c.RecoveryKey != "" {
+		if _, err := atcrypto.ParsePublicDIDKey(c.RecoveryKey); err != nil {
+			add("HOLD_RECOVERY_KEY: %q is not a public key; it looks like did:key:z…", c.RecoveryKey)
+		}
 	}
 	var err error
 	if c.quotas, err = parseQuotas(c.Quotas); err != nil {
@@ -151,8 +174,8 @@ func (c *Config) validateS3() (problems []error) {
 	return problems
 }
 
-// DID is the hold's did:web.
-func (c *Config) DID() syntax.DID {
+// WebDID is the did:web of a hold with this public URL.
+func (c *Config) WebDID() syntax.DID {
 	u, err := url.Parse(c.PublicURL)
 	if err != nil {
 		panic("hold: DID of a Config that was not validated")

@@ -115,8 +115,8 @@ func TestDID(t *testing.T) {
 	} {
 		c := filesystemConfig(t)
 		c.PublicURL = url
-		if err := c.Validate(); err != nil || c.DID().String() != want {
-			t.Errorf("%s: %s, %v", url, c.DID(), err)
+		if err := c.Validate(); err != nil || c.WebDID().String() != want {
+			t.Errorf("%s: %s, %v", url, c.WebDID(), err)
 		}
 	}
 }

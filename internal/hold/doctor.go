@@ -2,11 +2,9 @@ package hold
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -14,7 +12,6 @@ import (
 
 	"github.com/coder/websocket"
 
-	"atcr.io/internal/blobstore"
 	"atcr.io/internal/daemon"
 	"atcr.io/internal/httpx"
 )
@@ -23,6 +20,8 @@ const (
 	doctorTimeout = 15 * time.Second
 	// maxSkew is how far clocks may be apart: services take tokens from a little ahead, and S3 from 15 minutes.
 	maxSkew = 30 * time.Second
+	// expiresSoon is when a certificate that renews itself would have been renewed.
+	expiresSoon = 7 * 24 * time.Hour
 )
 
 // finding is one thing that doctor looked at.
@@ -39,6 +38,8 @@ type doctor struct {
 	client *http.Client
 	tell   say
 	bad    int
+	// appview is the host name of an AppView that is not among those of the settings; "" for none.
+	appview string
 }
 
 func (d *doctor) found(what, advice string, err error, fine string) {
@@ -56,9 +57,11 @@ func (d *doctor) found(what, advice string, err error, fine string) {
 }
 
 // adminDoctor runs all checks, and fails where one did.
-func adminDoctor(ctx context.Context, h *Hold, _ *http.Request, tell say) error {
-	d := &doctor{Hold: h, tell: tell, client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: doctorTimeout, UserAgent: userAgent})}
-	for _, check := range []func(context.Context){d.document, d.stream, d.clock, d.storage, d.presigned, d.relays, d.recorded} {
+func adminDoctor(ctx context.Context, h *Hold, r *http.Request, tell say) error {
+	d := &doctor{Hold: h, tell: tell, appview: r.URL.Query().Get("appview"), client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: doctorTimeout, UserAgent: userAgent})}
+	for _, check := range []func(context.Context){
+		d.document, d.directory, d.rotation, d.names, d.stream, d.clock, d.revs, d.storage, d.presigned, d.parts, d.checksums, d.relays, d.recorded,
+	} {
 		check(ctx)
 	}
 	if d.bad > 0 {
@@ -81,6 +84,10 @@ func (d *doctor) get(ctx context.Context, target string, header ...string) (fetc
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
+	return d.do(req)
+}
+
+func (d *doctor) do(req *http.Request) (fetched, error) {
 	res, err := d.client.Do(req)
 	if err != nil {
 		if e, ok := errors.AsType[*url.Error](err); ok {
@@ -105,7 +112,7 @@ func (d *doctor) document(ctx context.Context) {
 		d.found(what, advice, fmt.Errorf("did.json is answered with %s", res.Status), "")
 		return
 	}
-	ours, err := json.Marshal(d.Hold.document)
+	ours, err := json.Marshal(d.Hold.document())
 	if err != nil {
 		d.found(what, "", err, "")
 		return
@@ -115,7 +122,15 @@ func (d *doctor) document(ctx context.Context) {
 		d.found(what, "another server, or an older hold, answers there: "+advice, errors.New("did.json is not this hold's"), "")
 		return
 	}
-	d.found(what, "", nil, d.config.PublicURL+" leads here, and names "+d.did.String())
+	fine := d.config.PublicURL + " leads here, and names " + d.did.String()
+	if res.TLS != nil && len(res.TLS.PeerCertificates) > 0 {
+		ends := res.TLS.PeerCertificates[0].NotAfter
+		if left := ends.Sub(d.now()); left < expiresSoon {
+			err = fmt.Errorf("the certificate ends on %s, in %d days", ends.UTC().Format(time.DateOnly), int(left/(24*time.Hour)))
+		}
+		fine += ", with a certificate until " + ends.UTC().Format(time.DateOnly)
+	}
+	d.found(what, "renew the certificate; see why what renews it did not", err, fine)
 }
 
 // stream: proxies are known to lose WebSockets.
@@ -151,71 +166,6 @@ func (d *doctor) clock(ctx context.Context) {
 		err = fmt.Errorf("it is %s away from that of %s", skew, d.config.PLCURL)
 	}
 	d.found(what, advice, err, "it agrees with the directory's")
-}
-
-// storage: an object is written, read and deleted.
-func (d *doctor) storage(ctx context.Context) {
-	key := blobstore.StagingPrefix + "doctor-" + rand.Text()
-	err := d.store.Check(ctx)
-	if err == nil {
-		err = d.store.Put(ctx, key, []byte(key))
-	}
-	if err == nil {
-		err = d.readBack(ctx, key)
-	}
-	if err == nil {
-		err = d.store.Delete(ctx, key)
-	}
-	d.found("storage", "the credentials need to list, read, write and delete in the bucket or folder, and there must be space", err, "an object was written, read and deleted")
-}
-
-func (d *doctor) readBack(ctx context.Context, key string) error {
-	o, err := d.store.Open(ctx, key)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = o.Close() }()
-	got, err := io.ReadAll(io.LimitReader(o, 1<<10))
-	if err == nil && string(got) != key {
-		err = errors.New("it gives back other bytes than it was given")
-	}
-	return err
-}
-
-// presigned: what clients are sent to answers them.
-func (d *doctor) presigned(ctx context.Context) {
-	const what = "presigned URLs"
-	on, why := d.config.presigning(ctx)
-	signer, can := d.store.(blobstore.Presigner)
-	if !on || !can {
-		d.found(what, "", nil, why)
-		return
-	}
-	key := blobstore.StagingPrefix + "doctor-" + rand.Text()
-	err := d.store.Put(ctx, key, []byte(key))
-	if err == nil {
-		err = d.fetchPresigned(ctx, signer, key)
-		_ = d.store.Delete(ctx, key)
-	}
-	d.found(what, "clients must reach S3_PUBLIC_ENDPOINT ("+d.config.S3PublicEndpoint+"), and it must check signatures for its own name; or set DISABLE_PRESIGNED_URLS=true", err, why)
-}
-
-func (d *doctor) fetchPresigned(ctx context.Context, signer blobstore.Presigner, key string) error {
-	target, err := signer.PresignGet(ctx, http.MethodGet, key, time.Minute)
-	if err != nil {
-		return err
-	}
-	res, err := d.get(ctx, target)
-	switch {
-	case err != nil:
-		return err
-	case res.StatusCode != http.StatusOK || string(res.body) != key:
-		return fmt.Errorf("the storage answers %s", res.Status)
-	}
-	if res, err = d.get(ctx, target, "Range", "bytes=0-3"); err != nil || res.StatusCode != http.StatusPartialContent || string(res.body) != key[:4] {
-		return errors.Join(errors.New("the storage does not answer ranges, by which pulls go on after a break"), err)
-	}
-	return nil
 }
 
 // relays: whether each knows this hold.

@@ -1,12 +1,15 @@
 package hold
 
 import (
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/bluesky-social/indigo/atproto/atcrypto"
 
 	"atcr.io/test/components"
 )
@@ -28,14 +31,21 @@ func TestDoctor(t *testing.T) {
 		"folder": open,
 		"S3": func(c *Config) {
 			open(c)
+			c.TrustedAppViews = []string{"did:web:appview.example.com"}
 			c.StorageDriver, c.S3Bucket, c.S3Endpoint, c.AccessKeyID, c.SecretAccessKey, c.Region = "s3", "blobs", storage.Endpoint, storage.AccessKey, storage.SecretKey, "us-east-1"
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := startHold(t, p, change)
-			if said, healthy := examine(t, s); !healthy || strings.Contains(said, "BAD") || strings.Count(said, "ok  ") != 7 {
+			said, healthy := examine(t, s)
+			if !healthy || strings.Contains(said, "BAD") || strings.Count(said, "ok  ") != 13 {
 				t.Errorf("%s", said)
+			}
+			for _, want := range []string{"listed, read and deleted", "a part was sent", "refuses bytes that are not those", "neither hold nor storage is under"} {
+				if name == "S3" && !strings.Contains(said, want) {
+					t.Errorf("%q is not in\n%s", want, said)
+				}
 			}
 		})
 	}
@@ -61,6 +71,17 @@ func TestDoctor(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{"BAD storage", "there must be space"}},
+		"under the AppView": {func(_ *testing.T, s *server, _ *clock) {
+			s.Hold.config.TrustedAppViews, s.Hold.config.PublicURL = []string{"did:web:example.invalid%3A8443"}, "https://hold.example.invalid"
+		}, []string{"BAD host names: HOLD_PUBLIC_URL is hold.example.invalid", "neither the AppView's nor below it"}},
+		"commits ahead": {func(t *testing.T, s *server, c *clock) {
+			t.Helper()
+			c.advance(time.Hour)
+			if err := s.repo.Resign(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			c.advance(-time.Hour)
+		}, []string{"BAD revs: the newest commit is 59m", "NTP"}},
 		"unknown to the relay": {func(_ *testing.T, s *server, _ *clock) {
 			s.Hold.config.PublicURL, s.Hold.config.Relays = "https://hold.invalid", []string{another.URL}
 		}, []string{"BAD public URL", "BAD relay", "request-crawl"}},
@@ -77,5 +98,53 @@ func TestDoctor(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Would catch a doctor who does not see that the directory has another key or address, that nobody has a copy of
+// the rotation key, or a certificate that ends.
+func TestDoctorIdentity(t *testing.T) {
+	t.Parallel()
+	d := newDirectory(t)
+	config := d.config(t)
+	see := func(h *Hold, want ...string) {
+		t.Helper()
+		said, _ := examine(t, &server{Hold: h})
+		for _, w := range want {
+			if !strings.Contains(said, w) {
+				t.Errorf("%q is not in\n%s", w, said)
+			}
+		}
+	}
+	err := with(t, config, func(h *Hold) {
+		web := httptest.NewUnstartedServer(h.Handler())
+		web.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+		web.StartTLS()
+		t.Cleanup(web.Close)
+		h.config.PublicURL = web.URL
+		see(h, "BAD public URL", "certificate", "BAD did:plc directory: it has another address", "BAD rotation key: there is no copy", "key export-rotation")
+		h.config.PublicURL = config.PublicURL
+		if err := adminKeyExport(t.Context(), h, parameters(), func(Line) {}); err != nil {
+			t.Fatal(err)
+		}
+		see(h, "ok  did:plc directory: it says what this hold is", "ok  rotation key: it is here")
+		if err := os.Remove(h.config.RotationKeyPath); err != nil {
+			t.Fatal(err)
+		}
+		see(h, "ok  rotation key: it was written out and is not on this machine")
+		other, err := atcrypto.GeneratePrivateKeyK256()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.setKey(other); err != nil {
+			t.Fatal(err)
+		}
+		see(h, "BAD did:plc directory: it names the signing key", "Recovery")
+		up := d.down()
+		defer up()
+		see(h, "BAD did:plc directory", "let the hold reach HOLD_PLC_URL")
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

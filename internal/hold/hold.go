@@ -13,13 +13,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/bluesky-social/indigo/atproto/atcrypto"
 	"github.com/bluesky-social/indigo/atproto/syntax"
 	"github.com/gofrs/flock"
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -33,6 +33,7 @@ import (
 	"atcr.io/internal/ledger"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/pds"
+	"atcr.io/internal/plc"
 	"atcr.io/internal/sqldb"
 	"atcr.io/internal/upload"
 	"atcr.io/internal/xrpc"
@@ -48,11 +49,18 @@ var errNoOwner = errors.New("HOLD_OWNER is required at the first start: set it t
 
 // Hold is an open hold. Safe for concurrent use.
 type Hold struct {
-	config   Config
-	did      syntax.DID
-	document map[string]any
-	log      *slog.Logger
-	now      func() time.Time
+	config Config
+	did    syntax.DID
+	handle string // "" where the public URL has no name that can be one
+	public atomic.Pointer[atcrypto.PublicKey]
+	log    *slog.Logger
+	now    func() time.Time
+	repair repair
+
+	identityMu sync.Mutex // of changes of key, address and handle
+	settled    bool       // directory and followers know of the last one
+	plc        *plc.Client
+	state      *state
 
 	db         *sqldb.DB
 	store      blobstore.Store
@@ -65,7 +73,7 @@ type Hold struct {
 	blocks     *blocks
 	verifier   *xrpc.Verifier
 	identities *identity.Resolver
-	links      *linker
+	links      atomic.Pointer[linker]
 	handler    http.Handler
 
 	following   following
@@ -91,7 +99,7 @@ type Hold struct {
 // Open opens database, repo and storage, and writes what the first start writes. config was validated.
 // Its errors are sentences for an operator.
 func Open(ctx context.Context, config Config, logger *slog.Logger, registry prometheus.Registerer) (_ *Hold, err error) {
-	h := &Hold{config: config, did: config.DID(), log: logger, now: config.now}
+	h := &Hold{config: config, log: logger, now: config.now, repair: config.repair}
 	if h.now == nil {
 		h.now = time.Now
 	}
@@ -105,7 +113,7 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, h.Close())
+			err = errors.Join(explain(err), h.Close())
 		}
 	}()
 	h.warn()
@@ -154,6 +162,19 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	return h, nil
 }
 
+// explain adds what an operator can do about a database that cannot be used.
+func explain(err error) error {
+	switch err = sqldb.Classify(err); {
+	case errors.Is(err, sqldb.ErrCorrupt):
+		return fmt.Errorf("%w. Move the files of HOLD_DATABASE_DIR away and restore a backup: `atcr-hold restore FILE`; where there is none, docs/hold.md, \"Recovery\", says what can be had from elsewhere", err)
+	case errors.Is(err, sqldb.ErrLocked):
+		return fmt.Errorf("%w. End that program (a shell of sqlite3, something that copies the file: `atcr-hold backup` does that without), and start again", err)
+	case errors.Is(err, sqldb.ErrFull):
+		return fmt.Errorf("%w. Make room on the volume of HOLD_DATABASE_DIR, and start again: nothing is lost", err)
+	}
+	return err
+}
+
 func (h *Hold) warn() {
 	if h.config.TestMode {
 		h.log.Warn("TEST_MODE: http and private addresses are allowed. Never set it on a hold that others reach")
@@ -188,42 +209,31 @@ func (h *Hold) openRepo(ctx context.Context) error {
 	if h.ledger, err = ledger.Open(ctx, h.db, h.now); err != nil {
 		return err
 	}
+	if h.state, err = openState(ctx, h.db); err != nil {
+		return err
+	}
+	stored, err := pds.DIDs(ctx, h.db)
+	if err != nil {
+		return err
+	}
+	if len(stored) == 0 && h.config.Owner == "" && h.repair.archive == nil { // before anything is made
+		return errNoOwner
+	}
+	key, err := h.identify(ctx, stored)
+	if err != nil {
+		return err
+	}
 	h.host, err = pds.Open(ctx, pds.Config{
-		DB: h.db, Logger: h.log, ServerDID: h.did, Authorise: h.authoriseWrite, Follow: h.follow, Budget: pds.RelayBudget,
-		DIDDocument: func(context.Context, syntax.DID) (any, error) { return h.document, nil },
+		DB: h.db, Logger: h.log, Now: h.now, ServerDID: h.did, Authorise: h.authoriseWrite, Follow: h.follow, Budget: pds.RelayBudget,
+		DIDDocument: func(context.Context, syntax.DID) (any, error) { return h.document(), nil },
 	})
 	if err != nil {
 		return err
 	}
-	dids, err := h.host.DIDs(ctx)
-	if err != nil {
+	if err := h.addRepo(ctx, key, len(stored) > 0); err != nil {
 		return err
 	}
-	if len(dids) > 0 && dids[0] != h.did {
-		return fmt.Errorf("the database in %s belongs to the hold %s, but HOLD_PUBLIC_URL names %s: set HOLD_PUBLIC_URL to what it was, or use another HOLD_DATABASE_DIR", h.config.DatabaseDir, dids[0], h.did)
-	}
-	if len(dids) == 0 && h.config.Owner == "" { // before anything is made
-		return errNoOwner
-	}
-	key, err := signingKey(h.config.KeyPath, len(dids) > 0)
-	if err != nil {
-		return err
-	}
-	public, err := key.PublicKey()
-	if err != nil {
-		return err
-	}
-	handle := ""
-	if u, err := url.Parse(h.config.PublicURL); err == nil {
-		if parsed, err := syntax.ParseHandle(u.Host); err == nil {
-			handle = parsed.Normalize().String()
-		}
-	}
-	h.document = didDocument(h.did, h.config.PublicURL, handle, public)
-	if h.links, err = newLinker(key.Bytes()); err != nil {
-		return err
-	}
-	if h.repo, err = h.host.AddRepo(ctx, h.did, key, handle); err != nil {
+	if err := h.settleIdentity(ctx); err != nil {
 		return err
 	}
 	if err := h.buildLedger(ctx); err != nil {
@@ -236,6 +246,34 @@ func (h *Hold) openRepo(ctx context.Context) error {
 	h.repo.OnCommit(h.roster.forget)
 	_, err = h.roster.policy(ctx)
 	return err
+}
+
+// addRepo opens the repo with the key that it was signed with, repaired where that was asked for.
+func (h *Hold) addRepo(ctx context.Context, key *atcrypto.PrivateKeyK256, exists bool) error {
+	if err := h.repair.run(ctx, h, key); err != nil {
+		return err
+	}
+	var pending *atcrypto.PrivateKeyK256
+	var err error
+	if exists {
+		if key, pending, err = h.chooseKey(ctx, key); err != nil {
+			return err
+		}
+	}
+	if err := h.setKey(key); err != nil {
+		return err
+	}
+	h.repo, err = h.host.AddRepo(ctx, h.did, key, h.handle)
+	switch {
+	case errors.Is(err, pds.ErrOtherKey):
+		return fmt.Errorf("%w: HOLD_KEY_PATH %s has another than the one that the newest commit was signed with. Put that file there (a backup has it); where it is lost for good, move this one away and run `atcr-hold repo rebuild --new-key`", err, h.config.KeyPath)
+	case errors.Is(err, pds.ErrCorrupt):
+		return fmt.Errorf("%w. Restore a backup into empty folders (`atcr-hold restore FILE`); where there is none, `atcr-hold repo rebuild` keeps every record that is whole", err)
+	case err != nil || pending == nil:
+		return err
+	}
+	h.log.Warn("a rotation of the signing key was cut short; it goes on")
+	return h.rotateKey(ctx)
 }
 
 // Handler serves the hold.

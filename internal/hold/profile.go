@@ -13,6 +13,7 @@ import (
 	"atcr.io/api/atcr"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/pds"
+	"atcr.io/internal/xrpc"
 )
 
 const (
@@ -54,7 +55,7 @@ func (h *Hold) introduce(ctx context.Context) error {
 		return err
 	}
 	return h.put(ctx, record{profileNSID, atcr.SelfRkey, profile{
-		Type: profileNSID, DisplayName: "ATCR hold " + strings.TrimPrefix(h.did.String(), "did:web:"),
+		Type: profileNSID, DisplayName: "ATCR hold " + xrpc.HostOf(h.config.PublicURL),
 		Description: "Storage for container images. Who may read and write is in this account's repo.",
 		Avatar:      atcr.Blob{LexiconTypeID: "blob", Ref: atcr.BlobRef{Link: blob.CID.String()}, MimeType: mime, Size: int64(len(picture))},
 		CreatedAt:   timestamp(h.now()),

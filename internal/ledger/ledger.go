@@ -161,6 +161,14 @@ func (l *Ledger) Build(ctx context.Context, each func(func(Change) error) error)
 	})
 }
 
+// Reset has the next Build fill the tables anew: after the records changed without being followed.
+func (l *Ledger) Reset(ctx context.Context) error {
+	return l.db.Write(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM built`)
+		return err
+	})
+}
+
 // Layers are the keys of the layer records of a manifest, by its at-uri.
 func (l *Ledger) Layers(ctx context.Context, manifest string) ([]syntax.RecordKey, error) {
 	return l.keys(ctx, `SELECT rkey FROM layer WHERE manifest = ? ORDER BY rkey`, manifest)

@@ -383,8 +383,13 @@ func (r *Repo) store(ctx context.Context, tx *sql.Tx, ops []Op, writes []encoded
 			return err
 		}
 	}
+	return r.moveHead(ctx, tx, head)
+}
+
+// moveHead makes head the newest commit, where the one that is known here still is.
+func (r *Repo) moveHead(ctx context.Context, tx *sql.Tx, head Head) error {
 	res, err := tx.ExecContext(ctx, `UPDATE repo SET head = ?, head_block = ?, data = ?, rev = ? WHERE did = ? AND head = ?`,
-		head.CID.Bytes(), head.block, head.Data.Bytes(), head.Rev, did, r.head.CID.Bytes())
+		head.CID.Bytes(), head.block, head.Data.Bytes(), head.Rev, r.did.String(), r.head.CID.Bytes())
 	if err != nil {
 		return err
 	}

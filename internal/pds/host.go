@@ -42,6 +42,8 @@ var (
 	ErrBlobNotFound = errors.New("no such blob")
 	// ErrCorrupt says: the records in the database are not those that the head was signed over.
 	ErrCorrupt = errors.New("the repo in the database is damaged")
+	// ErrOtherKey says: the head was signed with another key than the one given.
+	ErrOtherKey = errors.New("the key is not the repo's")
 )
 
 // Config is what Open needs.
@@ -132,9 +134,12 @@ func Open(ctx context.Context, c Config) (*Host, error) {
 // Close ends the subscriptions; commits under way end as they would.
 func (h *Host) Close() { h.events.close() }
 
-// DIDs are the repos in the database, open or not.
-func (h *Host) DIDs(ctx context.Context) ([]syntax.DID, error) {
-	rows, err := h.db.Reader().QueryContext(ctx, `SELECT did FROM repo ORDER BY did`)
+// DIDs are the repos in a database, before a host opens it.
+func DIDs(ctx context.Context, db *sqldb.DB) ([]syntax.DID, error) {
+	if err := db.Migrate(ctx, "pds", migrations); err != nil {
+		return nil, err
+	}
+	rows, err := db.Reader().QueryContext(ctx, `SELECT did FROM repo ORDER BY did`)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +158,7 @@ func (h *Host) DIDs(ctx context.Context) ([]syntax.DID, error) {
 // AddRepo takes up the repo of did, and makes it, empty, where the database has none. handle is what
 // #identity events say; "" for none.
 //
-// Errors: ErrCorrupt where the records are not those of the head, or the head was signed with another key.
+// Errors: ErrCorrupt where the records are not those of the head; ErrOtherKey.
 func (h *Host) AddRepo(ctx context.Context, did syntax.DID, key atcrypto.PrivateKey, handle string) (*Repo, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -332,7 +332,7 @@ func TestDamaged(t *testing.T) {
 		_, err = h.AddRepo(t.Context(), did, key, "")
 		return err
 	}
-	if err := again(other); !errors.Is(err, pds.ErrCorrupt) {
+	if err := again(other); !errors.Is(err, pds.ErrOtherKey) {
 		t.Errorf("another key: %v", err)
 	}
 	if err := again(w.key); err != nil {

@@ -25,10 +25,10 @@ import (
 type Repo struct {
 	host   *Host
 	did    syntax.DID
-	key    atcrypto.PrivateKey
 	handle string
 
-	mu      sync.Mutex // of waiting and hooks
+	mu      sync.Mutex // of key, waiting and hooks
+	key     atcrypto.PrivateKey
 	waiting []*request
 	hooks   []func([]Op)
 	queue   chan struct{} // one token: who has it commits
@@ -112,12 +112,12 @@ func (r *Repo) load(ctx context.Context) error {
 	if err := commit.UnmarshalCBOR(bytes.NewReader(head.block)); err != nil {
 		return fmt.Errorf("%w: head: %w", ErrCorrupt, err)
 	}
-	public, err := r.key.PublicKey()
+	public, err := r.signer().PublicKey()
 	if err != nil {
 		return err
 	}
 	if err := commit.VerifySignature(public); err != nil {
-		return fmt.Errorf("%w: the newest commit was signed with another key; restore the key file that belongs to this database", ErrCorrupt)
+		return fmt.Errorf("%w: the newest commit was signed with another key", ErrOtherKey)
 	}
 	t, err := loadTree(ctx, tx, r.did)
 	if err != nil {
@@ -128,7 +128,7 @@ func (r *Repo) load(ctx context.Context) error {
 		return err
 	}
 	if root != head.Data || commit.Data != root || commit.Rev != head.Rev {
-		return fmt.Errorf("%w: the records make the tree %s, the newest commit names %s; restore the database from a backup", ErrCorrupt, root, head.Data)
+		return fmt.Errorf("%w: the records make the tree %s, the newest commit names %s", ErrCorrupt, root, head.Data)
 	}
 	r.tree, r.head = t, head
 	return nil
@@ -232,7 +232,7 @@ func (r *Repo) create(ctx context.Context) error {
 // sign makes the commit over root.
 func (r *Repo) sign(root cid.Cid, rev string) (Head, error) {
 	commit := repo.Commit{DID: r.did.String(), Version: repo.ATPROTO_REPO_VERSION, Data: root, Rev: rev}
-	if err := commit.Sign(r.key); err != nil {
+	if err := commit.Sign(r.signer()); err != nil {
 		return Head{}, fmt.Errorf("sign commit: %w", err)
 	}
 	var b bytes.Buffer
@@ -240,6 +240,13 @@ func (r *Repo) sign(root cid.Cid, rev string) (Head, error) {
 		return Head{}, err
 	}
 	return Head{CID: cborCID(b.Bytes()), Data: root, Rev: rev, block: b.Bytes()}, nil
+}
+
+// signer is the key that commits are signed with.
+func (r *Repo) signer() atcrypto.PrivateKey {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.key
 }
 
 // nextRev is a TID after the last one, whatever the clock does.
@@ -264,27 +271,52 @@ func sumCID(codec uint64, b []byte) cid.Cid {
 	return cid.NewCidV1(codec, hash)
 }
 
-// Announce tells everybody who follows where the repo stands: after a restore, or when key or handle changed.
-func (r *Repo) Announce(ctx context.Context) error {
+// Resign signs the repo as it stands anew, with key (nil: the one that it has) and a rev after all before it,
+// and tells everybody who follows: after a restore, or when key, address or handle changed. Who knows the key
+// must know the new one before.
+//
+// The new rev is what makes others look: they drop a state whose rev they have seen, or are ahead of.
+func (r *Repo) Resign(ctx context.Context, key atcrypto.PrivateKey) error {
 	select {
 	case r.queue <- struct{}{}: // no commit in between
 		defer func() { <-r.queue }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	head, err := r.Head(ctx)
-	if err != nil {
+	if err := r.ensureTree(ctx); err != nil {
 		return err
 	}
-	return r.host.publish(ctx, func(_ *sql.Tx, add func(eventBody) error) error {
-		return errors.Join(add(identityEvent(r.did, r.handle)), add(accountEvent(r.did)), add(syncEvent(r.did, head)))
-	})
+	old := r.signer()
+	if key != nil {
+		r.setSigner(key)
+	}
+	head, err := r.sign(r.head.Data, r.nextRev(max(r.head.Rev, r.lastRkey)))
+	if err == nil {
+		err = r.host.publish(ctx, func(tx *sql.Tx, add func(eventBody) error) error {
+			if err := r.moveHead(ctx, tx, head); err != nil {
+				return err
+			}
+			return errors.Join(add(identityEvent(r.did, r.handle)), add(accountEvent(r.did)), add(syncEvent(r.did, head)))
+		})
+	}
+	if err != nil {
+		r.setSigner(old)
+		return err
+	}
+	r.head = head
+	return nil
+}
+
+func (r *Repo) setSigner(key atcrypto.PrivateKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.key = key
 }
 
 // Verify reads every record, compares it with its CID, and the tree that they make with the head, whose
 // signature is checked too. It returns how many records there are. Errors: ErrCorrupt, which names the record.
 func (r *Repo) Verify(ctx context.Context) (records int, err error) {
-	fresh := &Repo{host: r.host, did: r.did, key: r.key}
+	fresh := &Repo{host: r.host, did: r.did, key: r.signer()}
 	if err := fresh.load(ctx); err != nil {
 		return 0, err
 	}
@@ -300,7 +332,7 @@ func (r *Repo) Verify(ctx context.Context) (records int, err error) {
 			return records, err
 		}
 		if !bytes.Equal(cborCID(value).Bytes(), raw) {
-			return records, fmt.Errorf("%w: record %s/%s does not have the bytes that its CID names; restore the database from a backup", ErrCorrupt, collection, rkey)
+			return records, fmt.Errorf("%w: record %s/%s does not have the bytes that its CID names", ErrCorrupt, collection, rkey)
 		}
 		records++
 	}

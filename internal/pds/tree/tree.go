@@ -6,6 +6,7 @@
 package tree
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -124,3 +125,56 @@ func (c *collector) Put(_ context.Context, b blocks.Block) error {
 	c.blocks = append(c.blocks, Block{CID: b.Cid(), Data: b.RawData()})
 	return nil
 }
+
+// Node is an encoded node, read: what is left of its first entry, and its entries in order.
+type Node struct {
+	Left    cid.Cid // cid.Undef: nothing
+	Entries []NodeEntry
+}
+
+// NodeEntry is a path with its record, and the node of what is between it and the next.
+type NodeEntry struct {
+	Path  string
+	Value cid.Cid
+	Right cid.Cid // cid.Undef: nothing
+}
+
+// DecodeNode reads somebody else's node: whatever the bytes are, it gives an error rather than panic. The order
+// of paths, and whether they belong into this node, is for the reader to see.
+func DecodeNode(raw []byte) (n Node, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("tree node: %v", p)
+		}
+	}()
+	r := bytes.NewReader(raw)
+	data, err := mst.NodeDataFromCBOR(r)
+	if err != nil {
+		return n, fmt.Errorf("tree node: %w", err)
+	}
+	if r.Len() > 0 {
+		return n, fmt.Errorf("tree node: %d bytes behind its end", r.Len())
+	}
+	child := func(c *cid.Cid) cid.Cid {
+		if c == nil {
+			return cid.Undef
+		}
+		return *c
+	}
+	n.Left = child(data.Left)
+	previous := ""
+	for _, e := range data.Entries {
+		if e.PrefixLen < 0 || e.PrefixLen > int64(len(previous)) {
+			return n, fmt.Errorf("tree node: a path shares %d bytes with one of %d", e.PrefixLen, len(previous))
+		}
+		previous = previous[:e.PrefixLen] + string(e.KeySuffix)
+		if len(previous) > MaxPathBytes {
+			return n, fmt.Errorf("tree node: a path of %d bytes", len(previous))
+		}
+		n.Entries = append(n.Entries, NodeEntry{previous, e.Value, child(e.Right)})
+	}
+	return n, nil
+}
+
+// MaxPathBytes bounds a path: a collection of 317, a slash, a record key of 512.
+const MaxPathBytes = 317 + 1 + 512
