@@ -1,9 +1,11 @@
 package registry
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
@@ -59,7 +61,8 @@ func (s *Server) putManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	raw, err := readManifest(w, r)
+	raw, release, err := s.readManifest(w, r)
+	defer release()
 	if err != nil {
 		return err
 	}
@@ -109,12 +112,22 @@ func tagsOf(r *http.Request, reference oci.Reference) ([]string, error) {
 	return tags, nil
 }
 
-func readManifest(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+// readManifest reads a manifest's bytes, whose room in memory is the caller's until release.
+func (s *Server) readManifest(w http.ResponseWriter, r *http.Request) (raw []byte, release func(), err error) {
+	body, release := s.manifests.reader(httpx.ProgressBody(w, r))
+	raw, err = parseManifestBody(r, body)
+	if errors.Is(err, errNoRoom) {
+		err = &oci.Error{Code: oci.CodeTooManyRequests, Message: "too many manifests are being pushed: try again in a moment", RetryAfter: time.Second, Err: err}
+	}
+	return raw, release, err
+}
+
+func parseManifestBody(r *http.Request, body io.Reader) ([]byte, error) {
 	tooLarge := &oci.Error{Code: oci.CodeSizeInvalid, Status: http.StatusRequestEntityTooLarge, Message: "the manifest is larger than 8 MiB"}
 	if r.ContentLength > oci.MaxManifestBytes {
 		return nil, tooLarge
 	}
-	raw, err := httpx.ReadLimited(httpx.ProgressBody(w, r), oci.MaxManifestBytes)
+	raw, err := httpx.ReadLimited(body, oci.MaxManifestBytes)
 	switch {
 	case err == nil && len(raw) == 0:
 		return nil, oci.Errorf(oci.CodeManifestInvalid, "the manifest is empty")

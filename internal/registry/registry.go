@@ -143,12 +143,13 @@ type Config struct {
 // redirect of `//` would lose the body of a POST.
 type Server struct {
 	Config
-	routes map[routeKey]route
+	routes    map[routeKey]route
+	manifests budget
 }
 
 // New makes a Server.
 func New(c Config) *Server {
-	s := &Server{Config: c, routes: map[routeKey]route{}}
+	s := &Server{Config: c, routes: map[routeKey]route{}, manifests: budget{limit: manifestsInFlight}}
 	if s.Adapter == nil {
 		s.Adapter = &httpx.Adapter{}
 	}
