@@ -128,7 +128,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		return err
 	}
 	adapter := httpx.NewAdapter(a.logger, reg, "atcr_appview")
-	people := owners{directory}
+	people := newOwners(directory)
 	targets, err := newTargets(c.BaseURL, c.TestMode, net.DefaultResolver.LookupNetIP, now)
 	if err != nil {
 		return err
@@ -174,7 +174,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	places.manifests = manifests
 	blobs := &blobs{
-		owners: people, holds: holds, calls: calls, places: places, gone: gone,
+		owners: people, holds: holds, calls: calls, places: places, gone: gone, kept: newLRU[placeKey, keptPlace](placesAhead), clock: now,
 		through: httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, UserAgent: userAgent, FollowRedirects: true}),
 	}
 	limits := newLimiter(c.RateLimit, a.clientAddress, now)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
 
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
@@ -20,6 +22,9 @@ type blobs struct {
 	calls  *holdCalls
 	places *places
 	gone   *deletedBlobs
+	// kept are places at public holds, for a moment: a pull asks for many blobs, and many pull one image.
+	kept  *lru.Cache[placeKey, keptPlace]
+	clock clock
 	// through gets bytes that clients are not sent to: without a total timeout, with redirects.
 	through *http.Client
 }
@@ -128,18 +133,46 @@ func isBlobUnknown(err error) bool {
 // Locate is the blob's address at a public hold, which costs no call, or what a hold signs for the caller. Where clients
 // would take their tokens there, the bytes go through this registry.
 func (b *blobs) Locate(ctx context.Context, c registry.Caller, name oci.Name, d oci.Digest) (registry.Place, error) {
+	key := placeKey{name.Owner, name.Repository, d}
+	if known, ok := b.kept.Get(key); ok && b.clock().Before(known.until) {
+		if gone, err := b.gone.has(ctx, blobKey{known.owner, name.Repository, d}); err != nil || gone {
+			return registry.Place{}, goneBlob(name, d, err)
+		}
+		return registry.Place{URL: known.url}, nil
+	}
 	of, at, err := b.located(ctx, c, name, d)
 	if err != nil {
 		return registry.Place{}, err
 	}
 	if at.Public && !at.Own {
-		return registry.Place{URL: blobURL(at, of.DID, d)}, nil
+		target := blobURL(at, of.DID, d)
+		if at.Successor == "" {
+			b.kept.Add(key, keptPlace{owner: of.DID, url: target, until: b.clock().Add(placeFresh)})
+		}
+		return registry.Place{URL: target}, nil
 	}
 	target, err := b.calls.locate(ctx, c, at, of.DID, d)
 	if err != nil {
 		return registry.Place{}, err
 	}
 	return registry.Place{URL: target, Through: b.calls.targets.takesCredentials(target)}, nil
+}
+
+const (
+	// placeFresh is how long a place is believed without a look at what is known of name, repository and hold.
+	placeFresh  = 2 * time.Second
+	placesAhead = 20_000
+)
+
+type placeKey struct {
+	owner, repository string // as the name has them
+	digest            oci.Digest
+}
+
+type keptPlace struct {
+	owner syntax.DID
+	url   string
+	until time.Time
 }
 
 // located is the hold that has a blob for c.

@@ -26,9 +26,9 @@ func OpenBlocking(ctx context.Context, c Config, logger *slog.Logger) (*Blocking
 	if err != nil {
 		return nil, err
 	}
-	b := &Blocking{db: db, owners: owners{identity.New(identity.Config{
+	b := &Blocking{db: db, owners: newOwners(identity.New(identity.Config{
 		PLCURL: c.PLCURL, HandleResolverURL: c.HandleResolverURL, AllowPrivate: c.TestMode, UserAgent: userAgent, Logger: logger,
-	})}}
+	}))}
 	if b.blocks, err = openBlocks(ctx, db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"sync"
 	"time"
 
 	"atcr.io/internal/oci"
@@ -34,17 +36,58 @@ CREATE INDEX deleted_blob_at ON deleted_blob (deleted_at);
 type deletedBlobs struct {
 	db    *sqldb.DB
 	clock clock
+
+	// in are the repositories with deletions, by hash, where this process alone writes: of others nobody has to be
+	// asked. nil where several processes share the database.
+	mu   sync.RWMutex
+	in   map[uint64]struct{}
+	seed maphash.Seed
 }
 
 func newDeletedBlobs(ctx context.Context, db *sqldb.DB, now clock) (*deletedBlobs, error) {
 	if err := db.Migrate(ctx, "deleted_blob", deletedMigrations); err != nil {
 		return nil, err
 	}
-	return &deletedBlobs{db: db, clock: now}, nil
+	d := &deletedBlobs{db: db, clock: now, seed: maphash.MakeSeed()}
+	if db.OnServer() {
+		return d, nil
+	}
+	d.in = map[uint64]struct{}{}
+	rows, err := db.Reader().QueryContext(ctx, `SELECT DISTINCT did, repository FROM deleted_blob`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var did, repository string
+		if err := rows.Scan(&did, &repository); err != nil {
+			return nil, err
+		}
+		d.in[d.hash(did, repository)] = struct{}{}
+	}
+	return d, rows.Err()
+}
+
+func (d *deletedBlobs) hash(did, repository string) uint64 {
+	return maphash.Comparable(d.seed, [2]string{did, repository})
+}
+
+// none tells whether nothing was ever deleted in a repository, as far as that is known without a look.
+func (d *deletedBlobs) none(key blobKey) bool {
+	if d.in == nil {
+		return false
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	_, ok := d.in[d.hash(key.did.String(), key.repository)]
+	return !ok
 }
 
 // has tells whether the blob was deleted there.
 func (d *deletedBlobs) has(ctx context.Context, key blobKey) (bool, error) {
+	if d.none(key) {
+		return false, nil
+	}
 	var at int64
 	err := d.db.Reader().QueryRowContext(ctx, `SELECT deleted_at FROM deleted_blob WHERE did = ? AND repository = ? AND digest = ?`,
 		key.did.String(), key.repository, key.digest.String()).Scan(&at)
@@ -68,6 +111,11 @@ func (d *deletedBlobs) add(ctx context.Context, key blobKey) error {
 	}
 	if all >= deletedMax || own >= deletedOwn {
 		return &oci.Error{Code: oci.CodeTooManyRequests, Message: "too many blobs were deleted in the last days: try again later", RetryAfter: time.Hour}
+	}
+	if d.in != nil {
+		d.mu.Lock()
+		d.in[d.hash(key.did.String(), key.repository)] = struct{}{}
+		d.mu.Unlock()
 	}
 	err = d.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_blob WHERE deleted_at <= ?`, now.Add(-deletedFor).UnixMilli()); err != nil {

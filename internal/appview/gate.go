@@ -34,11 +34,15 @@ func (g *gate) Authorize(r *http.Request, name oci.Name, action registry.Action)
 		return registry.Caller{}, err
 	}
 	c := registry.Caller{Subject: claims.Subject, Session: claims.Session}
-	granted := action == "" || claims.Allows(name.String(), string(action))
-	if claims == nobody {
-		if action != registry.Pull {
-			return registry.Caller{}, unauthorized(nil, "log in: docker login %s", g.service)
-		}
+	granted := action == ""
+	switch {
+	case claims != nobody:
+		full := name.String()
+		granted = granted || claims.Allows(full, string(action))
+		c.Push = action != "" && claims.Allows(full, string(registry.Push))
+	case action != registry.Pull:
+		return registry.Caller{}, unauthorized(nil, "log in: docker login %s", g.service)
+	default:
 		granted = true // the hold says from where
 	}
 	if err := g.blocks.person(c.Subject); err != nil {
@@ -53,7 +57,6 @@ func (g *gate) Authorize(r *http.Request, name oci.Name, action registry.Action)
 	if !granted {
 		return registry.Caller{}, unauthorized(errInsufficient, "the token is not for this: %s of %s", action, name)
 	}
-	c.Push = claims.Allows(name.String(), string(registry.Push))
 	return c, nil
 }
 

@@ -29,7 +29,7 @@ import (
 // all, one that is bob's alone, and an AppView.
 type network struct {
 	*devnet.Network
-	t               *testing.T
+	t               testing.TB
 	public, private *testHold
 	base            string
 	app             atomic.Pointer[AppView]
@@ -53,7 +53,7 @@ type testHold struct {
 	asked    atomic.Int64 // requests
 }
 
-func (h *testHold) start(t *testing.T) {
+func (h *testHold) start(t testing.TB) {
 	t.Helper()
 	opened, err := holdserver.Open(context.Background(), h.config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
@@ -65,7 +65,7 @@ func (h *testHold) start(t *testing.T) {
 }
 
 // restart is the hold after it was stopped: what it had in memory is gone. change may change its settings.
-func (h *testHold) restart(t *testing.T, change func(*holdserver.Config)) {
+func (h *testHold) restart(t testing.TB, change func(*holdserver.Config)) {
 	t.Helper()
 	if err := h.open.Close(); err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func (h *testHold) misbehave(f fault) { h.fault.Store(&f) }
 
 func (h *testHold) behave() { h.fault.Store(nil) }
 
-func newNetwork(t *testing.T, settings ...string) *network {
+func newNetwork(t testing.TB, settings ...string) *network {
 	t.Helper()
 	n := &network{t: t}
 	var err error
@@ -102,7 +102,7 @@ func newNetwork(t *testing.T, settings ...string) *network {
 	return n
 }
 
-func listenLocal(t *testing.T) (net.Listener, int) {
+func listenLocal(t testing.TB) (net.Listener, int) {
 	t.Helper()
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -208,7 +208,7 @@ func (a answer) code() string {
 }
 
 // request sends one request and follows no redirect. header is pairs.
-func request(t *testing.T, method, target string, body []byte, header ...string) answer {
+func request(t testing.TB, method, target string, body []byte, header ...string) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, target, bytes.NewReader(body))
 	if err != nil {

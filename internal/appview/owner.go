@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
 
 	"atcr.io/internal/identity"
 	"atcr.io/internal/oci"
@@ -44,11 +45,30 @@ func parseIdentity(text string) (syntax.AtIdentifier, error) {
 	return syntax.ParseAtIdentifier(text)
 }
 
-type owners struct{ directory directory }
+type owners struct {
+	directory directory
+	names     *lru.Cache[string, syntax.AtIdentifier] // read before: reading one costs more than finding it
+}
+
+func newOwners(d directory) owners { return owners{d, newLRU[string, syntax.AtIdentifier](ownersRead)} }
+
+const ownersRead = 10_000
+
+// read is parseIdentity, remembered.
+func (o owners) read(text string) (syntax.AtIdentifier, error) {
+	if name, ok := o.names.Get(text); ok {
+		return name, nil
+	}
+	name, err := parseIdentity(text)
+	if err == nil {
+		o.names.Add(text, name)
+	}
+	return name, err
+}
 
 // find resolves a handle or DID. Errors: *oci.Error.
 func (o owners) find(ctx context.Context, text string) (owner, error) {
-	name, err := parseIdentity(text)
+	name, err := o.read(text)
 	if err != nil {
 		return owner{}, oci.Errorf(oci.CodeNameInvalid, "%.100q is neither a handle nor a DID", text)
 	}

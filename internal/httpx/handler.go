@@ -33,6 +33,8 @@ type Event struct {
 	Repository string
 	Reference  string
 	Hold       string
+	// Data is the caller's of WithEvent, for its handlers.
+	Data any
 }
 
 type eventKey struct{}
@@ -43,6 +45,11 @@ func EventFrom(ctx context.Context) *Event {
 		return e
 	}
 	return &Event{}
+}
+
+// WithEvent gives a request an event before its handler from Wrap is known, which then adds none of its own.
+func WithEvent(r *http.Request, e *Event) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), eventKey{}, e))
 }
 
 // Adapter turns Handlers into http.Handlers. The zero value works and logs to slog's default.
@@ -77,9 +84,12 @@ func (a *Adapter) Wrap(route string, translate Translator, h Handler) http.Handl
 	count := a.counter(route)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		event := &Event{}
+		event, ok := r.Context().Value(eventKey{}).(*Event)
+		if !ok {
+			event = &Event{}
+			r = WithEvent(r, event)
+		}
 		rw := &responseWriter{ResponseWriter: w}
-		r = r.WithContext(context.WithValue(r.Context(), eventKey{}, event))
 		err := a.call(h, rw, r)
 		status, code := rw.status, ""
 		if err != nil && !rw.started() {

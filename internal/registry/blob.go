@@ -25,10 +25,11 @@ func (s *Server) getBlob(w http.ResponseWriter, r *http.Request) error {
 		return s.sendBlob(w, r, place, digest)
 	}
 	h := w.Header()
-	h.Set("Location", place.URL)
-	h.Set("Docker-Content-Digest", string(digest))
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Length", "0")
+	values := [2]string{place.URL, q.path.Reference}
+	h["Location"] = values[0:1:1]
+	h["Docker-Content-Digest"] = values[1:2:2]
+	h["Cache-Control"] = noStore
+	h["Content-Length"] = nothing
 	w.WriteHeader(http.StatusTemporaryRedirect)
 	return nil
 }

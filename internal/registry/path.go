@@ -33,6 +33,7 @@ func (k Kind) String() string {
 type Path struct {
 	Kind      Kind
 	Name      oci.Name
+	Full      string // Name as it was written
 	Reference string
 }
 
@@ -70,6 +71,7 @@ func ParsePath(escaped string) (Path, error) {
 			return Path{}, oci.Errorf(oci.CodeNameInvalid, "the name has an element %q", element)
 		}
 	}
+	p.Full = name
 	p.Name, err = oci.ParseName(name)
 	return p, err
 }

@@ -167,18 +167,25 @@ type request struct {
 	caller Caller
 }
 
-type requestKey struct{}
-
 func requestFrom(r *http.Request) *request {
-	return r.Context().Value(requestKey{}).(*request) // every handler runs behind ServeHTTP
+	return httpx.EventFrom(r.Context()).Data.(*request) // every handler runs behind ServeHTTP
 }
+
+// Values of headers that every answer has: shared, so not to be changed.
+var (
+	apiVersion = []string{"registry/2.0"}
+	noSniff    = []string{"nosniff"}
+	sandbox    = []string{"default-src 'none'; sandbox"}
+	noStore    = []string{"no-store"}
+	nothing    = []string{"0"}
+)
 
 // ServeHTTP finds the route from the path's right-hand end.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
-	h.Set("Docker-Distribution-Api-Version", "registry/2.0")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", "default-src 'none'; sandbox")
+	h["Docker-Distribution-Api-Version"] = apiVersion
+	h["X-Content-Type-Options"] = noSniff
+	h["Content-Security-Policy"] = sandbox
 	path, err := ParsePath(r.URL.EscapedPath())
 	if err != nil {
 		s.refuse(w, r, err)
@@ -190,8 +197,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, oci.Errorf(oci.CodeUnsupported, "%s is not supported here", r.Method))
 		return
 	}
-	ctx := context.WithValue(r.Context(), requestKey{}, &request{path: path, action: row.action})
-	row.handler.ServeHTTP(w, r.WithContext(ctx))
+	row.handler.ServeHTTP(w, httpx.WithEvent(r, &httpx.Event{Data: &request{path: path, action: row.action}}))
 }
 
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
@@ -204,7 +210,7 @@ func (s *Server) authorised(row route) httpx.Handler {
 		q := requestFrom(r)
 		event := httpx.EventFrom(r.Context())
 		if q.path.Kind != Base {
-			event.Repository = q.path.Name.String()
+			event.Repository = q.path.Full
 			event.Reference = q.path.Reference
 		}
 		if q.path.Kind == UploadSession {
