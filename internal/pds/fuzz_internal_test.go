@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"testing"
+	"time"
 
 	comatproto "github.com/bluesky-social/indigo/api/atproto"
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
@@ -38,6 +39,9 @@ func FuzzRecordCBOR(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%x was read once", raw)
 		}
+		if bytes.Contains(text, []byte("\ufffd")) || bytes.Contains(text, []byte(`\ufffd`)) {
+			return // text that is no UTF-8, which JSON does not keep, and encode never stores
+		}
 		if kind, ok := data["$type"].(string); ok && kind != "com.example.thing" {
 			return
 		}
@@ -62,7 +66,7 @@ func FuzzRecordCBOR(f *testing.F) {
 // commitsOf are the messages of a small repo's commits.
 func commitsOf(f *testing.F) (out []*comatproto.SyncSubscribeRepos_Commit) {
 	f.Helper()
-	key, err := atcrypto.GeneratePrivateKeyK256()
+	key, err := atcrypto.ParsePrivateBytesK256(bytes.Repeat([]byte{7}, 32)) // the same in every process
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -71,7 +75,7 @@ func commitsOf(f *testing.F) (out []*comatproto.SyncSubscribeRepos_Commit) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = db.Close() })
-	h, err := Open(f.Context(), Config{DB: db})
+	h, err := Open(f.Context(), Config{DB: db, Now: func() time.Time { return time.Unix(1_800_000_000, 0) }})
 	if err != nil {
 		f.Fatal(err)
 	}
