@@ -263,30 +263,5 @@ func (a *AppView) getHome(w http.ResponseWriter, _ *http.Request) error {
 // clientAddress is who called, by X-Forwarded-For where the call came from a trusted proxy: the last address
 // that no trusted proxy has.
 func (a *AppView) clientAddress(r *http.Request) netip.Addr {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	address := peer.Addr().Unmap()
-	if !a.trusted(address) {
-		return address
-	}
-	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0 && a.trusted(address); i-- {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
-		if err != nil {
-			break
-		}
-		address = hop.Unmap()
-	}
-	return address
-}
-
-func (a *AppView) trusted(ip netip.Addr) bool {
-	for _, p := range a.config.proxies {
-		if p.Contains(ip) {
-			return true
-		}
-	}
-	return false
+	return httpx.ClientAddress(r, a.config.proxies)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/internal/daemon"
+	"atcr.io/internal/httpx"
 	"atcr.io/internal/sqldb/postgres"
 )
 
@@ -126,18 +127,9 @@ func (c *Config) validateRest() (problems []error) {
 	}
 	problems = append(problems, daemon.CheckOneOf("ATCR_DIRECT_UPLOADS", c.DirectUploads, directAuto, directAlways, directNever),
 		daemon.CheckLogLevel("ATCR_LOG_LEVEL", c.LogLevel))
-	c.proxies = nil
-	for _, text := range c.TrustedProxies {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			ip, ipErr := netip.ParseAddr(text)
-			if ipErr != nil {
-				add("ATCR_TRUSTED_PROXIES: %q is neither an address nor a network like 10.0.0.0/8", text)
-				continue
-			}
-			p = netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen())
-		}
-		c.proxies = append(c.proxies, p)
+	var err error
+	if c.proxies, err = httpx.ParseProxies(c.TrustedProxies); err != nil {
+		add("ATCR_TRUSTED_PROXIES: %w", err)
 	}
 	return problems
 }

@@ -40,6 +40,9 @@ type notifier struct {
 // membership is a person and a hold that they asked to be a member of.
 type membership struct{ person, hold syntax.DID }
 
+// toldPlatforms bounds the children whose platforms a hold is told, for its post about the image.
+const toldPlatforms = 1000
+
 // joinAgain is how long a person is believed to be a member whom a hold made one.
 const joinAgain = 24 * time.Hour
 
@@ -80,7 +83,11 @@ func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, nam
 		}
 	}
 	for _, m := range parsed.Manifests {
-		in.Manifest.Manifests = append(in.Manifest.Manifests, atcr.HoldNotifyManifestManifestChild{Digest: m.Digest.String(), Size: m.Size, MediaType: m.MediaType})
+		child := atcr.HoldNotifyManifestManifestChild{Digest: m.Digest.String(), Size: m.Size, MediaType: m.MediaType}
+		if p := m.Platform; p != nil && len(parsed.Manifests) <= toldPlatforms {
+			child.Platform = &atcr.ManifestPlatform{Architecture: p.Architecture, Os: p.OS, Variant: p.Variant}
+		}
+		in.Manifest.Manifests = append(in.Manifest.Manifests, child)
 	}
 	var ids []int64
 	if at.AllowAllCrew {
