@@ -23,7 +23,8 @@ type Blob struct {
 	Data []byte
 }
 
-// PutBlob keeps data, at most MaxBlobBytes, for a day, and as long as a record names it.
+// PutBlob keeps data, at most MaxBlobBytes, for a day, and as long as a record names it. The type of one that
+// a record names already stays what that record says.
 func (r *Repo) PutBlob(ctx context.Context, mime string, data []byte) (Blob, error) {
 	b := Blob{CID: sumCID(cid.Raw, data), Mime: mime, Data: data}
 	now := r.host.now()
@@ -34,10 +35,10 @@ func (r *Repo) PutBlob(ctx context.Context, mime string, data []byte) (Blob, err
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO atblob (did, cid, mime, size, created_at, data) VALUES (?, ?, ?, ?, ?, ?)
-			ON CONFLICT (did, cid) DO UPDATE SET created_at = excluded.created_at`,
-			r.did.String(), b.CID.String(), mime, len(data), now.UnixMilli(), data)
-		return err
+		return tx.QueryRowContext(ctx, `INSERT INTO atblob (did, cid, mime, size, created_at, data) VALUES (?, ?, ?, ?, ?, ?)
+			ON CONFLICT (did, cid) DO UPDATE SET created_at = excluded.created_at, mime = iif(EXISTS
+			(SELECT 1 FROM atblob_ref WHERE atblob_ref.did = atblob.did AND atblob_ref.cid = atblob.cid), mime, excluded.mime) RETURNING mime`,
+			r.did.String(), b.CID.String(), mime, len(data), now.UnixMilli(), data).Scan(&b.Mime)
 	})
 	return b, err
 }

@@ -29,6 +29,7 @@ type WriteResult struct {
 	URI    syntax.ATURI
 	Action Action  // Create, Update or Delete: what a Put came to
 	CID    cid.Cid // cid.Undef: deleted
+	Status string  // of its validation: "valid", "unknown", or "" where it was not asked for
 }
 
 // errTooLarge says that a relay would refuse a commit for its size.
@@ -56,7 +57,7 @@ func (r *Repo) Apply(ctx context.Context, writes []Write, swapCommit *cid.Cid) (
 	}
 	q := &request{ctx: ctx, writes: make([]encoded, len(writes)), swap: swapCommit, done: make(chan struct{})}
 	for i, w := range writes {
-		e, err := encode(w)
+		e, err := r.host.encode(w)
 		if err != nil {
 			return Result{}, err
 		}
@@ -240,7 +241,7 @@ func (r *Repo) planRequest(q *request, pending map[string]cid.Cid) ([]Op, error)
 	q.result.Writes = make([]WriteResult, len(q.writes))
 	for i := range q.writes {
 		w := &q.writes[i]
-		out := WriteResult{URI: syntax.ATURI("at://" + r.did.String() + "/" + w.path()), Action: w.Action, CID: w.cid}
+		out := WriteResult{URI: syntax.ATURI("at://" + r.did.String() + "/" + w.path()), Action: w.Action, CID: w.cid, Status: w.status}
 		if w.Action == Put {
 			out.Action = Create
 			if prev, err := r.tree.Get(w.path()); err == nil && prev.Defined() {
@@ -399,16 +400,20 @@ func (r *Repo) moveHead(ctx context.Context, tx *sql.Tx, head Head) error {
 	return nil
 }
 
-// checkBlobs tells whether all blobs that a record names are here.
+// checkBlobs tells whether all blobs that a record names are here, and what the record says they are.
 func (r *Repo) checkBlobs(ctx context.Context, q queryer, w *encoded) error {
 	for _, b := range w.blobs {
-		var one int
-		err := q.QueryRowContext(ctx, `SELECT 1 FROM atblob WHERE did = ? AND cid = ?`, r.did.String(), b.Ref.String()).Scan(&one)
+		var mime string
+		var size int64
+		err := q.QueryRowContext(ctx, `SELECT mime, size FROM atblob WHERE did = ? AND cid = ?`, r.did.String(), b.Ref.String()).Scan(&mime, &size)
 		if errors.Is(err, sql.ErrNoRows) {
 			return fmt.Errorf("%w: %s names %s; upload it first", ErrBlobNotFound, w.path(), b.Ref)
 		}
 		if err != nil {
 			return err
+		}
+		if b.Size != size || b.MimeType != mime {
+			return fmt.Errorf("%w: %s says of %s that it is %q of %d bytes; uploaded were %q, %d bytes", ErrInvalidRecord, w.path(), b.Ref, b.MimeType, b.Size, mime, size)
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bluesky-social/indigo/atproto/syntax"
 	"github.com/ipfs/go-cid"
 
 	"atcr.io/internal/xrpc"
@@ -23,16 +24,23 @@ const (
 	exportProgress = 30 * time.Second
 )
 
-// getRepo sends the whole repo. `since` is allowed to be answered with all of it.
+// getRepo sends the whole repo, or what who has the revision `since` needs to get from there to the head.
 func (h *Host) getRepo(w http.ResponseWriter, r *http.Request) error {
-	repo, err := h.repoParam(r, "did")
+	repo, err := h.didParam(r)
 	if err != nil {
 		return err
 	}
-	if _, err := xrpc.Param(r, "since"); err != nil {
+	since, err := xrpc.Param(r, "since")
+	if err != nil {
 		return err
 	}
-	return h.sendCAR(w, r, repo, nil, nil)
+	if since == "" {
+		return h.sendCAR(w, r, repo, nil, nil)
+	}
+	if _, err := syntax.ParseTID(since); err != nil {
+		return xrpc.InvalidRequest("parameter \"since\" is not a revision")
+	}
+	return h.sendCAR(w, r, repo, &selection{since: since}, nil)
 }
 
 // maxBlocks bounds a getBlocks.
@@ -40,7 +48,7 @@ const maxBlocks = 200
 
 // getBlocks sends those blocks of the repo at its head that `cids` names. Errors: BlockNotFound.
 func (h *Host) getBlocks(w http.ResponseWriter, r *http.Request) error {
-	repo, err := h.repoParam(r, "did")
+	repo, err := h.didParam(r)
 	if err != nil {
 		return err
 	}
@@ -61,7 +69,7 @@ func (h *Host) getBlocks(w http.ResponseWriter, r *http.Request) error {
 		delete(missing, c)
 		return wanted[c]
 	}
-	return h.sendCAR(w, r, repo, want, func() error {
+	return h.sendCAR(w, r, repo, &selection{block: want}, func() error {
 		for c := range missing {
 			return xrpc.Errorf(http.StatusBadRequest, "BlockNotFound", "the repo has no block %s now", c)
 		}
@@ -71,7 +79,7 @@ func (h *Host) getBlocks(w http.ResponseWriter, r *http.Request) error {
 
 // getRecordProof is com.atproto.sync.getRecord: the record, or that there is none, with what proves it.
 func (h *Host) getRecordProof(w http.ResponseWriter, r *http.Request) error {
-	repo, err := h.repoParam(r, "did")
+	repo, err := h.didParam(r)
 	if err != nil {
 		return err
 	}
@@ -91,12 +99,12 @@ func (h *Host) getRecordProof(w http.ResponseWriter, r *http.Request) error {
 
 const carType = "application/vnd.ipld.car"
 
-// sendCAR sends the repo at its head: all of it, or the blocks that want says. check, where not nil, has the last
+// sendCAR sends the repo at its head: all of it, or the blocks that are selected. check, where not nil, has the last
 // word before the first byte.
 //
 // It goes through files without a name, beside the database: a reader takes the time that it takes, and must
 // hold neither a connection nor a snapshot of the database meanwhile, nor get half a repo as a whole.
-func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, repo *Repo, want func(cid.Cid) bool, check func() error) (err error) {
+func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, repo *Repo, which *selection, check func() error) (err error) {
 	if r.Method == http.MethodHead {
 		w.Header().Set("Content-Type", carType)
 		return nil
@@ -105,7 +113,7 @@ func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, repo *Repo, want 
 	if h.exports.Add(1) > maxExports {
 		return &xrpc.Error{Status: http.StatusTooManyRequests, Name: "RateLimitExceeded", Message: "too many downloads at once", RetryAfter: time.Minute}
 	}
-	spool, err := repo.spool(r.Context(), want)
+	spool, err := repo.spool(r.Context(), which)
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
 	}

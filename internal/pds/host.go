@@ -55,7 +55,10 @@ type Config struct {
 	// Authorise says who the caller of a write is, or an *xrpc.Error. It sees every change of the batch.
 	// nil refuses all writes over HTTP.
 	Authorise func(ctx context.Context, r *http.Request, nsid string, repo *Repo, writes []Write) error
-	// AuthoriseBlob is the same for uploadBlob: the repo that the blob goes to.
+	// Validate holds a record, decoded, against the Lexicon of its collection, where that is known; rkey is ""
+	// where it is yet to be given. Its error is for the caller. nil knows none.
+	Validate func(collection syntax.NSID, rkey syntax.RecordKey, record map[string]any) (known bool, err error)
+	// AuthoriseBlob is the same as Authorise for uploadBlob: the repo that the blob goes to.
 	AuthoriseBlob func(ctx context.Context, r *http.Request) (*Repo, error)
 	// Follow, where not nil, is called in the transaction of each commit, for tables that follow from records:
 	// its error undoes the commit.
@@ -69,6 +72,10 @@ type Config struct {
 	Budget Budget
 	// MaxSubscribers of the firehose; 0 means 100.
 	MaxSubscribers int
+	// SubscriberKey is what stands for one client, "" for one that is not counted by itself; MaxSubscribersEach
+	// is how many such a client may be. nil counts them together alone.
+	SubscriberKey      func(r *http.Request) string
+	MaxSubscribersEach int
 }
 
 // Host has repos and one sequence of events. Safe for concurrent use.
@@ -80,7 +87,7 @@ type Host struct {
 	events   *events
 	spending spending
 
-	subscribers atomic.Int64  // for the cap
+	subscribers subscribers   // for the caps
 	exports     atomic.Int64  // downloads of whole repos, for theirs
 	spooling    chan struct{} // a token for each export that reads the database
 
@@ -218,6 +225,3 @@ func (h *Host) Repos() []*Repo {
 	})
 	return out
 }
-
-// Subscribers is how many follow the firehose now.
-func (h *Host) Subscribers() int64 { return h.subscribers.Load() }

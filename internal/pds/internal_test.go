@@ -36,3 +36,6 @@ func (h *Host) PageBytes(ctx context.Context, cursor int64) (n int, err error) {
 	}
 	return n, err
 }
+
+// encode is that of a host that knows no Lexicons.
+func encode(w Write) (encoded, error) { return (&Host{}).encode(w) }

@@ -22,6 +22,17 @@ type writeInput struct {
 	SwapCommit *string         `json:"swapCommit"`
 	SwapRecord json.RawMessage `json:"swapRecord"` // absent: not compared; null: nothing must be there
 	Writes     []writeItem     `json:"writes"`
+	Validate   *bool           `json:"validate"` // absent: where the Lexicon is known
+}
+
+func (in writeInput) validation() Validation {
+	switch {
+	case in.Validate == nil:
+		return WhereKnown
+	case *in.Validate:
+		return Always
+	}
+	return Unchecked
 }
 
 // writeItem is an entry of applyWrites.
@@ -49,7 +60,7 @@ func (h *Host) writeOne(w http.ResponseWriter, r *http.Request, nsid string, act
 	if err := xrpc.ReadJSON(w, r, &in); err != nil {
 		return err
 	}
-	write := Write{Action: action, Collection: syntax.NSID(in.Collection), Rkey: syntax.RecordKey(in.Rkey), Value: in.Record}
+	write := Write{Action: action, Collection: syntax.NSID(in.Collection), Rkey: syntax.RecordKey(in.Rkey), Value: in.Record, Validation: in.validation()}
 	if len(in.SwapRecord) > 0 {
 		swap, err := swapOf(in.SwapRecord)
 		if err != nil {
@@ -70,10 +81,19 @@ func (h *Host) writeOne(w http.ResponseWriter, r *http.Request, nsid string, act
 		xrpc.WriteJSON(w, http.StatusOK, map[string]any{"commit": commit})
 		return nil
 	}
-	xrpc.WriteJSON(w, http.StatusOK, map[string]any{
-		"uri": result.Writes[0].URI, "cid": result.Writes[0].CID.String(), "commit": commit, "validationStatus": "unknown",
-	})
+	out := written(result.Writes[0])
+	out["commit"] = commit
+	xrpc.WriteJSON(w, http.StatusOK, out)
 	return nil
+}
+
+// written is what is said of a record that stands.
+func written(done WriteResult) map[string]any {
+	out := map[string]any{"uri": done.URI, "cid": done.CID.String()}
+	if done.Status != "" {
+		out["validationStatus"] = done.Status
+	}
+	return out
 }
 
 // swapOf reads swapRecord: null, or a CID.
@@ -132,7 +152,7 @@ func (h *Host) applyWrites(w http.ResponseWriter, r *http.Request) error {
 		if !ok {
 			return xrpc.InvalidRequest("writes[%d].$type is none of #create, #update and #delete of %s", i, applyWritesNSID)
 		}
-		writes[i] = Write{Action: action, Collection: syntax.NSID(item.Collection), Rkey: syntax.RecordKey(item.Rkey), Value: item.Value}
+		writes[i] = Write{Action: action, Collection: syntax.NSID(item.Collection), Rkey: syntax.RecordKey(item.Rkey), Value: item.Value, Validation: in.validation()}
 	}
 	result, err := h.write(r, applyWritesNSID, in, writes)
 	if err != nil {
@@ -144,9 +164,11 @@ func (h *Host) applyWrites(w http.ResponseWriter, r *http.Request) error {
 		case Delete:
 			results[i] = map[string]any{"$type": applyWritesNSID + "#deleteResult"}
 		case Create:
-			results[i] = map[string]any{"$type": applyWritesNSID + "#createResult", "uri": done.URI, "cid": done.CID.String(), "validationStatus": "unknown"}
+			results[i] = written(done)
+			results[i]["$type"] = applyWritesNSID + "#createResult"
 		default:
-			results[i] = map[string]any{"$type": applyWritesNSID + "#updateResult", "uri": done.URI, "cid": done.CID.String(), "validationStatus": "unknown"}
+			results[i] = written(done)
+			results[i]["$type"] = applyWritesNSID + "#updateResult"
 		}
 	}
 	xrpc.WriteJSON(w, http.StatusOK, map[string]any{
@@ -169,6 +191,9 @@ func (h *Host) uploadBlob(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err != nil {
 		return xrpc.InvalidRequest("the request body could not be read")
+	}
+	if len(data) == 0 {
+		return xrpc.InvalidRequest("the request has no body: an empty blob is none")
 	}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil {

@@ -55,6 +55,19 @@ func (h *Host) repoParam(r *http.Request, name string) (*Repo, error) {
 	return h.repoBy(v)
 }
 
+// didParam is the repo that `did` names.
+func (h *Host) didParam(r *http.Request) (*Repo, error) {
+	v, err := xrpc.RequiredParam(r, "did")
+	if err != nil {
+		return nil, err
+	}
+	did, err := syntax.ParseDID(v)
+	if err != nil {
+		return nil, xrpc.InvalidRequest("parameter \"did\" is not a DID")
+	}
+	return h.Repo(did)
+}
+
 func (h *Host) describeRepo(w http.ResponseWriter, r *http.Request) error {
 	repo, err := h.repoParam(r, "repo")
 	if err != nil {
@@ -184,7 +197,7 @@ func (h *Host) listRecords(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (h *Host) getLatestCommit(w http.ResponseWriter, r *http.Request) error {
-	repo, err := h.repoParam(r, "did")
+	repo, err := h.didParam(r)
 	if err != nil {
 		return err
 	}
@@ -197,7 +210,7 @@ func (h *Host) getLatestCommit(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (h *Host) getRepoStatus(w http.ResponseWriter, r *http.Request) error {
-	repo, err := h.repoParam(r, "did")
+	repo, err := h.didParam(r)
 	if err != nil {
 		return err
 	}
@@ -241,7 +254,7 @@ func (h *Host) listRepos(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (h *Host) listBlobs(w http.ResponseWriter, r *http.Request) error {
-	repo, err := h.repoParam(r, "did")
+	repo, err := h.didParam(r)
 	if err != nil {
 		return err
 	}
@@ -256,6 +269,9 @@ func (h *Host) listBlobs(w http.ResponseWriter, r *http.Request) error {
 	since, err := xrpc.Param(r, "since")
 	if err != nil {
 		return err
+	}
+	if _, err := syntax.ParseTID(since); since != "" && err != nil {
+		return xrpc.InvalidRequest("parameter \"since\" is not a revision")
 	}
 	cids, err := repo.ListBlobs(r.Context(), since, cursor, limit)
 	if err != nil {
@@ -278,7 +294,7 @@ func (h *Host) GetBlobHandler(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (h *Host) getBlob(w http.ResponseWriter, r *http.Request) error {
-	repo, err := h.repoParam(r, "did")
+	repo, err := h.didParam(r)
 	if err != nil {
 		return err
 	}

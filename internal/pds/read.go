@@ -77,6 +77,12 @@ func (r *Repo) scan(collection syntax.NSID, row interface{ Scan(...any) error })
 	return Record{URI: uri, Rkey: syntax.RecordKey(rkey), CID: c, Value: text}, err
 }
 
+// Count is how many records a collection has.
+func (r *Repo) Count(ctx context.Context, collection syntax.NSID) (n int64, err error) {
+	err = r.host.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM record WHERE did = ? AND collection = ?`, r.did.String(), collection.String()).Scan(&n)
+	return n, err
+}
+
 // Collections are the collections that have records.
 func (r *Repo) Collections(ctx context.Context) ([]string, error) {
 	return collectionsOf(ctx, r.host.db.Reader(), r.did)

@@ -42,9 +42,9 @@ type nodePlace struct {
 	height uint8
 }
 
-// spool takes a snapshot of the repo at its head: all of it, or the blocks that want says. It waits its turn, for
+// spool takes a snapshot of the repo at its head: all of it, or the blocks that are selected. It waits its turn, for
 // the database has few connections. Errors: ErrCorrupt.
-func (r *Repo) spool(ctx context.Context, want func(cid.Cid) bool) (_ *carSpool, err error) {
+func (r *Repo) spool(ctx context.Context, which *selection) (_ *carSpool, err error) {
 	select {
 	case r.host.spooling <- struct{}{}:
 		defer func() { <-r.host.spooling }()
@@ -71,7 +71,10 @@ func (r *Repo) spool(ctx context.Context, want func(cid.Cid) bool) (_ *carSpool,
 	if err != nil {
 		return nil, err
 	}
-	return s, s.fill(ctx, tx, r, head, want)
+	if err := which.read(ctx, tx, r.did, head); err != nil {
+		return nil, err
+	}
+	return s, s.fill(ctx, tx, r, head, which)
 }
 
 func namelessFile(dir string) (*os.File, error) {
@@ -86,10 +89,10 @@ func namelessFile(dir string) (*os.File, error) {
 }
 
 // fill reads the rows once.
-func (s *carSpool) fill(ctx context.Context, tx *sql.Tx, r *Repo, head Head, want func(cid.Cid) bool) error {
+func (s *carSpool) fill(ctx context.Context, tx *sql.Tx, r *Repo, head Head, which *selection) error {
 	records, nodes := bufio.NewWriterSize(s.records, carBuffer), bufio.NewWriterSize(s.nodes, carBuffer)
 	b := tree.NewBuilder(false, func(node tree.Block, first, height int) error {
-		if want != nil && !want(node.CID) {
+		if !which.node(node.CID) {
 			return nil
 		}
 		place := nodePlace{first: uint32(first), height: uint8(height)} //nolint:gosec // fewer records than 2^32, and a key has at most 128 levels
@@ -106,7 +109,7 @@ func (s *carSpool) fill(ctx context.Context, tx *sql.Tx, r *Repo, head Head, wan
 	err := eachRow(ctx, tx, r.did, true, func(path string, c cid.Cid, value []byte) error {
 		n := 0
 		key := [16]byte([]byte(c.KeyString())[c.ByteLen()-16:])
-		if _, again := seen[key]; !again && (want == nil || want(c)) {
+		if _, again := seen[key]; !again && which.record(c) {
 			seen[key] = struct{}{}
 			var err error
 			if n, err = writeCARBlock(records, tree.Block{CID: c, Data: value}); err != nil {
@@ -129,20 +132,21 @@ func (s *carSpool) fill(ctx context.Context, tx *sql.Tx, r *Repo, head Head, wan
 	slices.SortFunc(s.places, func(a, b nodePlace) int {
 		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(b.height, a.height))
 	})
-	return errors.Join(records.Flush(), nodes.Flush(), s.begin(head, want))
+	return errors.Join(records.Flush(), nodes.Flush(), s.begin(head, which))
 }
 
 // begin writes the head: the root is the commit, or none where the blocks are not of the whole.
-func (s *carSpool) begin(head Head, want func(cid.Cid) bool) error {
+func (s *carSpool) begin(head Head, which *selection) error {
 	var b bytes.Buffer
+	there, isRoot := which.commit(head.CID)
 	root := head.CID
-	if want != nil {
+	if !isRoot {
 		root = cid.Undef
 	}
 	if err := writeCARHeader(&b, root); err != nil {
 		return err
 	}
-	if want == nil || want(head.CID) {
+	if there {
 		if _, err := writeCARBlock(&b, tree.Block{CID: head.CID, Data: head.block}); err != nil {
 			return err
 		}

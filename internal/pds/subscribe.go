@@ -37,11 +37,11 @@ func (h *Host) subscribeRepos(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Connection", "Upgrade")
 		return xrpc.Errorf(http.StatusUpgradeRequired, "InvalidRequest", "this is a stream: connect with a WebSocket")
 	}
-	if h.subscribers.Add(1) > int64(h.config.MaxSubscribers) {
-		h.subscribers.Add(-1)
-		return &xrpc.Error{Status: http.StatusTooManyRequests, Name: "RateLimitExceeded", Message: "too many subscribers", RetryAfter: time.Minute}
+	leave, err := h.enter(r)
+	if err != nil {
+		return err
 	}
-	defer h.subscribers.Add(-1)
+	defer leave()
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true}) // public, without cookies: any origin
 	if err != nil {
 		return nil //nolint:nilerr // Accept has answered

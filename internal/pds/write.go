@@ -40,20 +40,34 @@ type Write struct {
 	Value      json.RawMessage  // the record as JSON; without $type the collection's is set
 	// SwapRecord, where not nil, is what must stand there: cid.Undef for nothing.
 	SwapRecord *cid.Cid
+	Validation Validation
 }
+
+// Validation is how a record is held against its Lexicon.
+type Validation int
+
+const (
+	// Unchecked is for what this program writes itself.
+	Unchecked Validation = iota
+	// WhereKnown refuses what breaks a known Lexicon.
+	WhereKnown
+	// Always refuses what no known Lexicon allows.
+	Always
+)
 
 // encoded is a write whose record was checked.
 type encoded struct {
 	Write
-	cid   cid.Cid
-	value []byte
-	blobs []atdata.Blob
+	cid    cid.Cid
+	value  []byte
+	blobs  []atdata.Blob
+	status string // "valid", "unknown" or, where it was not asked for, ""
 }
 
 func (w *encoded) path() string { return w.Collection.String() + "/" + w.Rkey.String() }
 
 // encode checks a write as far as that is possible without the repo. Errors: ErrInvalidRecord.
-func encode(w Write) (encoded, error) {
+func (h *Host) encode(w Write) (encoded, error) {
 	e := encoded{Write: w}
 	if _, err := syntax.ParseNSID(w.Collection.String()); err != nil {
 		return e, fmt.Errorf("%w: collection: %w", ErrInvalidRecord, err)
@@ -82,6 +96,9 @@ func encode(w Write) (encoded, error) {
 	case kind != w.Collection.String():
 		return e, fmt.Errorf("%w: $type is %q, the collection %s", ErrInvalidRecord, kind, w.Collection)
 	}
+	if e.status, err = h.validate(w, data); err != nil {
+		return e, err
+	}
 	if e.value, err = atdata.MarshalCBOR(data); err != nil {
 		return e, fmt.Errorf("%w: %w", ErrInvalidRecord, err)
 	}
@@ -89,7 +106,32 @@ func encode(w Write) (encoded, error) {
 		return e, fmt.Errorf("%w: the record has %d bytes, at most %d are allowed", ErrInvalidRecord, len(e.value), MaxRecordBytes)
 	}
 	e.cid, e.blobs = cborCID(e.value), atdata.ExtractBlobs(data)
+	for _, b := range e.blobs {
+		if b.Size < 0 {
+			return e, fmt.Errorf("%w: the reference to the blob %s has no size: its old form is read, not written", ErrInvalidRecord, b.Ref)
+		}
+	}
 	return e, nil
+}
+
+// validate holds a record against its Lexicon, as the write asks for it. Errors: ErrInvalidRecord.
+func (h *Host) validate(w Write, data map[string]any) (status string, err error) {
+	if w.Validation == Unchecked {
+		return "", nil
+	}
+	known := false
+	if h.config.Validate != nil {
+		known, err = h.config.Validate(w.Collection, w.Rkey, data)
+	}
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%w: not what %s allows: %w", ErrInvalidRecord, w.Collection, err)
+	case known:
+		return "valid", nil
+	case w.Validation == Always:
+		return "", fmt.Errorf("%w: the Lexicon %s is not known here; without \"validate\": true the record is taken as it is", ErrInvalidRecord, w.Collection)
+	}
+	return "unknown", nil
 }
 
 // maxInteger is the greatest that every JSON reader keeps: 2^53-1.
