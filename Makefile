@@ -10,7 +10,7 @@ FUZZTIME ?= 1m
 ARGS ?=
 
 INSTALL := CGO_ENABLED=0 $(GO) run ./test/components/install
-TREES := $(wildcard cmd internal api test)
+TREES := $(wildcard cmd internal api lexicons test)
 # Tests that need no servers but versitygw and PostgreSQL, and those that run in the network of real ones.
 UNIT = $$($(GO) list ./... | grep -v '^atcr.io/test/')
 E2E := ./test/e2e/...

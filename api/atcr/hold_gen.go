@@ -364,6 +364,9 @@ const HoldNotifyManifestErrorUserMismatch = "UserMismatch"
 // HoldNotifyManifestErrorQuotaExceeded is an error name of io.atcr.hold.notifyManifest.
 const HoldNotifyManifestErrorQuotaExceeded = "QuotaExceeded"
 
+// HoldNotifyManifestErrorBlobNotFound is an error name of io.atcr.hold.notifyManifest.
+const HoldNotifyManifestErrorBlobNotFound = "BlobNotFound"
+
 // HoldNotifyManifestBlobInfo is io.atcr.hold.notifyManifest#blobInfo: a blob that the manifest names.
 type HoldNotifyManifestBlobInfo struct {
 	// Digest.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,7 @@ type Config struct {
 	AllowAllCrew  bool   `env:"HOLD_ALLOW_ALL_CREW" default:"false" doc:"Whether everybody with an atproto account may push (and pull)."`
 	Owner         string `env:"HOLD_OWNER" example:"did:plc:…" doc:"The DID of the hold's owner. Needed at the first start, which writes it into the captain record; it cannot be changed here afterwards."`
 	BlueskyPosts  bool   `env:"HOLD_BLUESKY_POSTS_ENABLED" default:"false" doc:"Whether the hold may post to Bluesky about pushes. Recorded in the captain record."`
+	AppViewURL    string `env:"HOLD_APPVIEW_URL" default:"https://atcr.io" doc:"The AppView whose pages the hold's posts link to."`
 	ProfileAvatar string `env:"HOLD_PROFILE_AVATAR" doc:"Picture of the hold's Bluesky profile: a file or an https URL, png or jpeg, at most 1,000,000 bytes. Default: an image in the binary."`
 
 	Registrations   int           `env:"HOLD_REGISTRATIONS_PER_DAY" default:"200" doc:"With HOLD_ALLOW_ALL_CREW, how many people a day may make themselves members. Members who made themselves so and push nothing for 30 days are removed again."`
@@ -35,6 +37,7 @@ type Config struct {
 	OpenQuota       string        `env:"HOLD_OPEN_QUOTA" default:"50GB" doc:"How much all people together may keep here who were not made members by the owner."`
 	TrustedAppViews []string      `env:"HOLD_TRUSTED_APPVIEWS" doc:"DIDs of AppViews, comma-separated, whose counts of pulls are believed."`
 	Relays          []string      `env:"HOLD_RELAYS" default:"https://bsky.network" doc:"Relays that are asked to read this hold's repo and pass it on to the network, comma-separated. Empty: none. A hold that is not public on the internet asks none."`
+	RecordsPerHour  int           `env:"HOLD_RECORDS_PER_HOUR" default:"5000" doc:"How many records one person may have written here in an hour, by pushes or as a crew admin. The owner has no limit. 0: nobody has one."`
 	CollectEvery    time.Duration `env:"HOLD_COLLECT_EVERY" default:"24h" doc:"How often blobs are deleted that no manifest has named for 48 hours. 0: only by atcr-hold gc."`
 
 	StorageDriver    string `env:"STORAGE_DRIVER" default:"s3" doc:"Where blobs are stored: s3 or filesystem."`
@@ -52,7 +55,13 @@ type Config struct {
 	PLCURL          string `env:"HOLD_PLC_URL" default:"https://plc.directory" doc:"Directory that resolves did:plc, and has the hold's own with HOLD_DID_METHOD=plc."`
 	RotationKeyPath string `env:"HOLD_ROTATION_KEY_PATH" doc:"With HOLD_DID_METHOD=plc, file of the key that may change the hold's identity: its signing key and its URL. Default: {HOLD_DATABASE_DIR}/rotation.key, made at the first start. Needed only for such a change; keep a copy elsewhere (atcr-hold key export-rotation)."`
 	RecoveryKey     string `env:"HOLD_RECOVERY_KEY" example:"did:key:…" doc:"With HOLD_DID_METHOD=plc, the public part (did:key) of a key that you keep offline. It stands before the rotation key: for 72 hours it can undo what that one did."`
+	HandleResolver  string `env:"HOLD_HANDLE_RESOLVER_URL" doc:"A server with com.atproto.identity.resolveHandle that is asked for handles first. For development networks; empty: DNS and https, as on the network."`
 	RequireLxm      bool   `env:"HOLD_REQUIRE_LXM" default:"false" doc:"Whether service tokens for uploads must name their method."`
+
+	RequestsPerAddress    int      `env:"HOLD_REQUESTS_PER_ADDRESS" default:"3000" doc:"How many calls of public methods one address may make in 5 minutes; blobs and the firehose are not counted. An address that is not public is a proxy's or your own, and has no limit. 0: none has one."`
+	Subscribers           int      `env:"HOLD_FIREHOSE_SUBSCRIBERS" default:"1000" doc:"How many may follow the firehose at once."`
+	SubscribersPerAddress int      `env:"HOLD_FIREHOSE_SUBSCRIBERS_PER_ADDRESS" default:"20" doc:"How many of them may come from one public address."`
+	TrustedProxies        []string `env:"HOLD_TRUSTED_PROXIES" example:"10.0.0.0/8" doc:"Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas. Without it, limits by address are for clients that reach the hold directly."`
 
 	DebugAddr string        `env:"HOLD_DEBUG_ADDR" default:"127.0.0.1:8081" doc:"Private address for /metrics and /debug/pprof/. Empty: none."`
 	LogLevel  string        `env:"HOLD_LOG_LEVEL" default:"info" doc:"debug, info, warn or error. debug has a line for every request."`
@@ -61,6 +70,7 @@ type Config struct {
 
 	quotas    Quotas // from Quotas, by Validate
 	openQuota Bytes
+	proxies   []netip.Prefix   // from TrustedProxies
 	now       func() time.Time // nil: time.Now; tests let time pass
 
 	repair      repair        // what a command does to the repo before it is opened
@@ -146,6 +156,7 @@ func (c *Config) Validate() error {
 	if _, err := daemon.BaseURL(c.PLCURL); err != nil {
 		add("HOLD_PLC_URL: %w", err)
 	}
+	problems = append(problems, c.validateLimits()...)
 	return errors.Join(append(problems,
 		daemon.CheckAddress("HOLD_SERVER_ADDR", c.ServerAddr, false),
 		daemon.CheckAddress("HOLD_DEBUG_ADDR", c.DebugAddr, true),

@@ -20,7 +20,7 @@ func filesystemConfig(t *testing.T) Config {
 	return Config{
 		PublicURL: "http://127.0.0.1:8080", ServerAddr: "127.0.0.1:0", Owner: "did:plc:your-test-did",
 		StorageDriver: "filesystem", StorageRootDir: t.TempDir(), Region: "us-east-1", DatabaseDir: t.TempDir(),
-		PLCURL: "https://plc.directory", LogLevel: "info", Grace: time.Second,
+		PLCURL: "https://plc.directory", AppViewURL: "https://appview.example", Subscribers: 100, SubscribersPerAddress: 10, LogLevel: "info", Grace: time.Second,
 	}
 }
 

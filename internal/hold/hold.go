@@ -74,6 +74,9 @@ type Hold struct {
 	verifier   *xrpc.Verifier
 	identities *identity.Resolver
 	links      atomic.Pointer[linker]
+	limits     limits
+	catalog    catalog
+	posts      poster
 	handler    http.Handler
 
 	following   following
@@ -154,8 +157,12 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 		level = slog.LevelWarn
 	}
 	logger.Log(ctx, level, "presigned URLs are "+map[bool]string{true: "on", false: "off"}[presign], "why", why)
-	h.identities = identity.New(identity.Config{PLCURL: config.PLCURL, AllowPrivate: config.TestMode, UserAgent: userAgent, Logger: logger})
+	h.identities = identity.New(identity.Config{
+		PLCURL: config.PLCURL, HandleResolverURL: config.HandleResolver, AllowPrivate: config.TestMode, UserAgent: userAgent, Logger: logger,
+	})
 	h.verifier = xrpc.NewVerifier(xrpc.VerifierConfig{Audience: h.did, Fragment: "atcr_hold", Keys: h.identities})
+	h.limits = newLimits(config, h.now)
+	h.posts.client = httpx.NewClient(httpx.ClientConfig{AllowPrivate: config.TestMode, Timeout: readManifestTimeout, UserAgent: userAgent})
 	h.handler = h.routes(httpx.NewAdapter(logger, registry, "atcr_hold"))
 	h.collected = newCollectMetrics(registry)
 	h.startBackground(ctx)
@@ -209,6 +216,9 @@ func (h *Hold) openRepo(ctx context.Context) error {
 	if h.ledger, err = ledger.Open(ctx, h.db, h.now); err != nil {
 		return err
 	}
+	if h.catalog, err = newCatalog(); err != nil {
+		return err
+	}
 	if h.state, err = openState(ctx, h.db); err != nil {
 		return err
 	}
@@ -224,7 +234,9 @@ func (h *Hold) openRepo(ctx context.Context) error {
 		return err
 	}
 	h.host, err = pds.Open(ctx, pds.Config{
-		DB: h.db, Logger: h.log, Now: h.now, ServerDID: h.did, Authorise: h.authoriseWrite, Follow: h.follow, Budget: pds.RelayBudget,
+		DB: h.db, Logger: h.log, Now: h.now, ServerDID: h.did, Authorise: h.authoriseWrite, AuthoriseBlob: h.authoriseBlob, Validate: h.catalog.validate,
+		Follow: h.follow, Budget: pds.RelayBudget,
+		MaxSubscribers: h.config.Subscribers, MaxSubscribersEach: h.config.SubscribersPerAddress, SubscriberKey: h.clientNetwork,
 		DIDDocument: func(context.Context, syntax.DID) (any, error) { return h.document(), nil },
 	})
 	if err != nil {

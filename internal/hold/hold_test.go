@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,8 +31,21 @@ import (
 type people struct {
 	url   string
 	keys  map[syntax.DID]*atcrypto.PrivateKeyK256
-	repos *repos // at their PDS, which a hold in TEST_MODE reaches
+	repos *repos // at their PDS, which a hold in TEST_MODE reaches and which resolves their handles
+
+	mu     sync.Mutex
+	looked map[string]int // paths that the directory was asked for
 }
+
+// asked is how often the directory was asked for a path.
+func (p *people) asked(path string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.looked[path]
+}
+
+// handleOf is a person's handle.
+func handleOf(did syntax.DID) string { return strings.TrimPrefix(did.String(), "did:plc:") + ".test" }
 
 const (
 	owner    = syntax.DID("did:plc:owner")
@@ -45,13 +59,16 @@ const (
 
 func newPeople(t *testing.T) *people {
 	t.Helper()
-	p := &people{keys: map[syntax.DID]*atcrypto.PrivateKeyK256{}, repos: newRepos()}
+	p := &people{keys: map[syntax.DID]*atcrypto.PrivateKeyK256{}, repos: newRepos(), looked: map[string]int{}}
 	documents := map[string][]byte{}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/xrpc/") {
 			p.repos.ServeHTTP(w, r)
 			return
 		}
+		p.mu.Lock()
+		p.looked[r.URL.Path]++
+		p.mu.Unlock()
 		document, ok := documents[r.URL.Path]
 		if !ok {
 			http.NotFound(w, r)
@@ -71,7 +88,7 @@ func newPeople(t *testing.T) *people {
 			t.Fatal(err)
 		}
 		p.keys[did] = key
-		if documents["/"+did.String()], err = json.Marshal(didDocument(did, p.url, "", public)); err != nil {
+		if documents["/"+did.String()], err = json.Marshal(didDocument(did, p.url, handleOf(did), public)); err != nil {
 			t.Fatal(err)
 		}
 	}

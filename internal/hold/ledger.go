@@ -20,6 +20,7 @@ type following struct {
 	mu          sync.Mutex
 	counts      map[syntax.RecordKey]ledger.Counts // by the key of the statistics that have them
 	registering map[syntax.RecordKey]syntax.DID    // by the key of the crew record
+	posting     map[syntax.RecordKey]ledger.Post   // by the key of the post
 }
 
 // follow keeps the ledger true, in the transaction of each commit.
@@ -44,6 +45,15 @@ func (h *Hold) follow(ctx context.Context, tx *sql.Tx, _ syntax.DID, ops []pds.O
 				counts = append(counts, c)
 			}
 			h.following.mu.Unlock()
+		case postNSID:
+			h.following.mu.Lock()
+			post, ours := h.following.posting[op.Rkey]
+			h.following.mu.Unlock()
+			if ours && op.CID.Defined() {
+				if err := h.ledger.Posted(ctx, tx, post); err != nil {
+					return err
+				}
+			}
 		case atcr.HoldCrewNSID:
 			h.following.mu.Lock()
 			did, ours := h.following.registering[op.Rkey]

@@ -76,13 +76,25 @@ func notified(in atcr.HoldNotifyManifestInput) (ledger.Manifest, error) {
 		return m, xrpc.InvalidRequest("repository must be a repository's name, without its owner")
 	}
 	m.Owner, m.Repository = did, in.Repository
-	if m.Digest, err = parseDigest(in.ManifestDigest); err != nil {
+	if m.Digest, err = namedDigest(in.ManifestDigest); err != nil {
 		return m, err
 	}
+	if in.Tag != "" && !validTag(in.Tag) {
+		return m, xrpc.InvalidRequest("tag must be a tag, or absent")
+	}
 	if in.Manifest.Config != nil && in.Manifest.Config.Digest != "" {
-		m.Config, err = parseDigest(in.Manifest.Config.Digest)
+		m.Config, err = namedDigest(in.Manifest.Config.Digest)
 	}
 	return m, err
+}
+
+// namedDigest is a digest that a message names.
+func namedDigest(s string) (oci.Digest, error) {
+	d, err := oci.ParseDigest(s)
+	if err != nil {
+		return "", xrpc.InvalidRequest("%s", oci.AsError(err).Message)
+	}
+	return d, nil
 }
 
 func mismatch(caller, owner syntax.DID) error {
@@ -109,6 +121,9 @@ func (h *Hold) pushed(ctx context.Context, caller syntax.DID, m ledger.Manifest,
 	if err != nil {
 		return out, err
 	}
+	if err := h.takeRecords(ctx, caller, len(blobs)); err != nil {
+		return out, err
+	}
 	created, err := h.putLayers(ctx, caller, uri, blobs)
 	if err != nil {
 		return out, err
@@ -119,7 +134,10 @@ func (h *Hold) pushed(ctx context.Context, caller syntax.DID, m ledger.Manifest,
 	}
 	h.quota.forget(caller)
 	h.configs.Remove(m.Config)
+	post := h.announce(ctx, m, uri, in, blobs)
+	posted := post != ""
 	out.Operation, out.LayersCreated, out.StatsUpdated = "push", &created, &counted
+	out.PostCreated, out.PostUri = &posted, post.String()
 	return out, nil
 }
 
@@ -141,7 +159,7 @@ func (h *Hold) manifestBlobs(ctx context.Context, caller syntax.DID, info atcr.H
 	seen := map[oci.Digest]bool{}
 	out := make([]namedBlob, 0, len(named))
 	for _, n := range named {
-		d, err := parseDigest(n.Digest)
+		d, err := namedDigest(n.Digest)
 		if err != nil {
 			return nil, err
 		}
@@ -152,7 +170,7 @@ func (h *Hold) manifestBlobs(ctx context.Context, caller syntax.DID, info atcr.H
 		// Promised, so that it stays until its record is there.
 		b, err := h.uploads.Promise(ctx, d, caller, "")
 		if errors.Is(err, upload.ErrNoBlob) {
-			return nil, xrpc.Errorf(http.StatusBadRequest, "BlobNotFound", "this hold has no blob %s: push it first", d)
+			return nil, xrpc.Errorf(http.StatusBadRequest, atcr.HoldNotifyManifestErrorBlobNotFound, "this hold has no blob %s: push it first", d)
 		}
 		if err != nil {
 			return nil, err
@@ -251,11 +269,16 @@ func (h *Hold) deleted(ctx context.Context, caller syntax.DID, m ledger.Manifest
 
 // deleteRecords deletes those that are still there.
 func (h *Hold) deleteRecords(ctx context.Context, collection syntax.NSID, keys []syntax.RecordKey) error {
-	for chunk := range slices.Chunk(keys, pds.MaxCommitOps) {
-		writes := make([]pds.Write, len(chunk))
-		for i, k := range chunk {
-			writes[i] = pds.Write{Action: pds.Delete, Collection: collection, Rkey: k}
-		}
+	writes := make([]pds.Write, len(keys))
+	for i, k := range keys {
+		writes[i] = pds.Write{Action: pds.Delete, Collection: collection, Rkey: k}
+	}
+	return h.deleteAll(ctx, writes)
+}
+
+// deleteAll deletes the records that are still there, in as few commits as there can be.
+func (h *Hold) deleteAll(ctx context.Context, deletes []pds.Write) error {
+	for writes := range slices.Chunk(deletes, pds.MaxCommitOps) {
 		_, err := h.repo.Apply(ctx, writes, nil)
 		if errors.Is(err, pds.ErrRecordNotFound) { // one went meanwhile: each for itself
 			for i := range writes {

@@ -159,7 +159,7 @@ func TestNotifyRefusals(t *testing.T) {
 		"no such operation": {writer, change(func(in *atcr.HoldNotifyManifestInput) { in.Operation = "scan" }), 400, "InvalidOperation"},
 		"no such blob":      {writer, message(writer, "app", "m", oci.FromBytes([]byte("absent"))), 400, "BlobNotFound"},
 		"too many":          {writer, message(writer, "app", "m", blob, many...), 400, "InvalidRequest"},
-		"no digest":         {writer, change(func(in *atcr.HoldNotifyManifestInput) { in.ManifestDigest = "sha256:x" }), 400, "InvalidDigest"},
+		"no digest":         {writer, change(func(in *atcr.HoldNotifyManifestInput) { in.ManifestDigest = "sha256:x" }), 400, "InvalidRequest"},
 		"no repository":     {writer, change(func(in *atcr.HoldNotifyManifestInput) { in.Repository = "../x" }), 400, "InvalidRequest"},
 		"no DID":            {writer, change(func(in *atcr.HoldNotifyManifestInput) { in.UserDid = "alice" }), 400, "InvalidRequest"},
 	} {

@@ -19,6 +19,8 @@ import (
 	"atcr.io/internal/xrpc"
 )
 
+const uploadBlobNSID = "com.atproto.repo.uploadBlob"
+
 // timestamp is an atproto datetime.
 func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
@@ -155,6 +157,23 @@ func (r *roster) policy(ctx context.Context) (*crew.Policy, error) {
 	}
 }
 
+// authoriseBlob is asked for every picture that comes over HTTP. They belong to the hold's profile and posts, and
+// so to what its owner alone may write.
+func (h *Hold) authoriseBlob(ctx context.Context, r *http.Request) (*pds.Repo, error) {
+	caller, err := h.callerOnce(r, uploadBlobNSID)
+	if err != nil {
+		return nil, err
+	}
+	access, err := h.roster.Access(ctx, caller)
+	if err != nil {
+		return nil, err
+	}
+	if !access.Owner {
+		return nil, xrpc.Errorf(http.StatusForbidden, "Forbidden", "only the hold's owner may upload pictures for its profile and posts; images are pushed with io.atcr.hold.initiateUpload")
+	}
+	return h.repo, h.verifier.Use(xrpc.BearerToken(r))
+}
+
 // authoriseWrite is asked by the repo host for every write that comes over HTTP.
 func (h *Hold) authoriseWrite(ctx context.Context, r *http.Request, nsid string, repo *pds.Repo, writes []pds.Write) error {
 	call := xrpc.Call{Lxm: []string{nsid}, Once: true}
@@ -177,6 +196,9 @@ func (h *Hold) authoriseWrite(ctx context.Context, r *http.Request, nsid string,
 		if err := access.MayWrite(change); err != nil {
 			return &xrpc.Error{Status: http.StatusForbidden, Name: "Forbidden", Message: strings.TrimPrefix(err.Error(), crew.ErrDenied.Error()+": "), Err: err}
 		}
+	}
+	if err := h.takeRecords(r.Context(), caller, len(writes)); err != nil {
+		return err
 	}
 	return h.verifier.Use(xrpc.BearerToken(r))
 }

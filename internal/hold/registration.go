@@ -60,7 +60,7 @@ func (h *Hold) requestCrew(w http.ResponseWriter, r *http.Request) error {
 		xrpc.WriteJSON(w, http.StatusOK, atcr.HoldRequestCrewOutput{Status: "already_member"})
 		return nil
 	}
-	today, err := h.ledger.Registrations(r.Context(), h.now().Add(-24*time.Hour))
+	today, err := h.ledger.Registrations(r.Context())
 	if err != nil {
 		return err
 	}

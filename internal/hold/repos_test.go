@@ -24,11 +24,19 @@ type repos struct {
 	mu        sync.Mutex
 	manifests map[syntax.DID]map[string]atcr.Manifest
 	blobs     map[string][]byte // by CID
+	others    map[string]any    // records of any form, by at-uri
 	asked     int
 }
 
+// keep puts a record of any form into its owner's repo.
+func (r *repos) keep(uri string, record any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.others[uri] = record
+}
+
 func newRepos() *repos {
-	return &repos{manifests: map[syntax.DID]map[string]atcr.Manifest{}, blobs: map[string][]byte{}}
+	return &repos{manifests: map[syntax.DID]map[string]atcr.Manifest{}, blobs: map[string][]byte{}, others: map[string]any{}}
 }
 
 // publish writes a manifest record. short leaves out what the manifest names, as of one that is too long.
@@ -104,7 +112,19 @@ func (r *repos) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			}
 		}
 		answer = out
+	case "com.atproto.identity.resolveHandle":
+		name, ok := strings.CutSuffix(q.Get("handle"), ".test")
+		if !ok {
+			http.NotFound(w, req)
+			return
+		}
+		answer = map[string]string{"did": "did:plc:" + name}
 	case "com.atproto.repo.getRecord":
+		uri := "at://" + did.String() + "/" + q.Get("collection") + "/" + q.Get("rkey")
+		if record, ok := r.others[uri]; ok {
+			answer = map[string]any{"uri": uri, "cid": "x", "value": record}
+			break
+		}
 		if _, ok := r.manifests[did][q.Get("rkey")]; !ok {
 			w.WriteHeader(http.StatusBadRequest)
 			_, _ = w.Write([]byte(`{"error":"RecordNotFound"}`))

@@ -27,6 +27,8 @@ func (h *Hold) methods() []pds.Route {
 		{NSID: atcr.HoldListTiersNSID, Method: http.MethodGet, Access: "public", Handler: h.listTiers},
 		{NSID: atcr.HoldExportUserDataNSID, Method: http.MethodGet, Access: "signed in", Handler: h.exportUserData},
 		{NSID: atcr.HoldDeleteUserDataNSID, Method: http.MethodPost, Access: "signed in", Handler: h.deleteUserData},
+		{NSID: getProfileNSID, Method: http.MethodGet, Access: "public", Handler: h.getProfile},
+		{NSID: getProfilesNSID, Method: http.MethodGet, Access: "public", Handler: h.getProfiles},
 		{NSID: "_health", Method: http.MethodGet, Access: "public", Handler: h.health},
 	}
 }
@@ -47,7 +49,7 @@ func (h *Hold) xrpcRoutes() []pds.Route {
 		}
 		own = append(own, r)
 	}
-	return own
+	return h.limited(own)
 }
 
 // knownCaller asks for the caller's token before a byte of the body is read, so that strangers cannot have

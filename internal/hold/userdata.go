@@ -44,11 +44,23 @@ func (h *Hold) exportUserData(w http.ResponseWriter, r *http.Request) error {
 		}
 		out.LayerRecords = append(out.LayerRecords, record.Value)
 	}
-	crew, err := h.repo.GetRecord(r.Context(), atcr.HoldCrewNSID, syntax.RecordKey(atcr.CrewRkey(caller.String())))
-	if err == nil {
-		out.CrewRecord = crew.Value
-	} else if !errors.Is(err, pds.ErrRecordNotFound) {
+	out.CrewRecord, err = h.crewRecord(r.Context(), caller)
+	if err != nil {
 		return err
+	}
+	posts, err := h.ledger.PostsOf(r.Context(), caller)
+	if err != nil {
+		return err
+	}
+	for _, rkey := range posts {
+		record, err := h.repo.GetRecord(r.Context(), postNSID, rkey)
+		if errors.Is(err, pds.ErrRecordNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		out.BlueskyPosts = append(out.BlueskyPosts, record.Value)
 	}
 	err = h.eachStats(r.Context(), caller, func(record pds.Record) { out.StatsRecords = append(out.StatsRecords, record.Value) })
 	if err != nil {
@@ -69,8 +81,22 @@ func (h *Hold) eachStats(ctx context.Context, owner syntax.DID, fn func(pds.Reco
 	})
 }
 
-// deleteUserData deletes the caller's layer and statistics records and their membership. A refusal stays: it
-// is the owner's word. The bytes go by collection, where nobody else's manifests name them.
+// crewRecord is did's crew record, whatever its key: of several the one that counts; nil for none.
+func (h *Hold) crewRecord(ctx context.Context, did syntax.DID) (newest json.RawMessage, err error) {
+	added := ""
+	err = h.eachRecord(ctx, atcr.HoldCrewNSID, func(record pds.Record) error {
+		var member atcr.HoldCrew
+		if readJSON(record, &member) && member.Member == did.String() && (newest == nil || member.AddedAt > added) {
+			newest, added = record.Value, member.AddedAt
+		}
+		return nil
+	})
+	return newest, err
+}
+
+// deleteUserData deletes the caller's layer and statistics records, the posts about them and their membership, in
+// one commit where they fit. A refusal stays: it is the owner's word. The bytes go by collection, where nobody
+// else's manifests name them.
 func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 	caller, err := h.callerOnce(r, atcr.HoldDeleteUserDataNSID)
 	if err != nil {
@@ -79,49 +105,112 @@ func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 	if err := h.verifier.Use(xrpc.BearerToken(r)); err != nil {
 		return err
 	}
-	layers, err := h.ledger.LayersOf(r.Context(), caller)
-	if err != nil {
-		return err
+	out := atcr.HoldDeleteUserDataOutput{Success: true}
+	// A push that goes on meanwhile may add records: what it added before the membership ended goes too.
+	for range deleteRounds {
+		found, err := h.userRecords(r.Context(), caller)
+		if err != nil {
+			return err
+		}
+		if len(found.all) == 0 {
+			break
+		}
+		if err := h.deleteAll(r.Context(), found.all); err != nil {
+			return err
+		}
+		found.addTo(&out)
 	}
-	var stats []syntax.RecordKey
-	if err := h.eachStats(r.Context(), caller, func(record pds.Record) { stats = append(stats, record.Rkey) }); err != nil {
-		return err
-	}
-	member, known, err := h.member(r.Context(), caller)
-	if err != nil {
-		return err
-	}
-	access, err := h.roster.Access(r.Context(), caller)
-	if err != nil {
-		return err
-	}
-	leaves := known && len(member.Permissions) > 0 && !access.Owner
-	err = errors.Join(h.deleteRecords(r.Context(), atcr.HoldLayerNSID, layers), h.deleteRecords(r.Context(), atcr.HoldStatsNSID, stats))
-	if err == nil && leaves {
-		err = h.removeMember(r.Context(), caller)
-	}
-	if err == nil {
-		err = h.ledger.Erase(r.Context(), caller)
-	}
-	if err != nil {
+	if err := h.ledger.Erase(r.Context(), caller); err != nil {
 		return err
 	}
 	h.quota.forget(caller)
-	nLayers, nStats := int64(len(layers)), int64(len(stats))
-	xrpc.WriteJSON(w, http.StatusOK, atcr.HoldDeleteUserDataOutput{Success: true, CrewDeleted: &leaves, LayersDeleted: &nLayers, StatsDeleted: &nStats})
+	found := userRecords{}
+	found.addTo(&out)
+	xrpc.WriteJSON(w, http.StatusOK, out)
 	return nil
 }
 
-// removeMember deletes every crew record of did, whatever its key.
-func (h *Hold) removeMember(ctx context.Context, did syntax.DID) error {
-	var keys []syntax.RecordKey
-	err := h.eachRecord(ctx, atcr.HoldCrewNSID, func(record pds.Record) error {
+// deleteRounds bounds how often records are looked for that came meanwhile.
+const deleteRounds = 5
+
+// userRecords are a person's records at a hold.
+type userRecords struct {
+	all           []pds.Write
+	layers, stats int64
+	crew          bool
+}
+
+// addTo counts what was deleted.
+func (u userRecords) addTo(out *atcr.HoldDeleteUserDataOutput) {
+	if out.LayersDeleted == nil {
+		out.LayersDeleted, out.StatsDeleted, out.CrewDeleted = new(int64), new(int64), new(bool)
+	}
+	*out.LayersDeleted += u.layers
+	*out.StatsDeleted += u.stats
+	*out.CrewDeleted = *out.CrewDeleted || u.crew
+}
+
+func (u *userRecords) add(collection syntax.NSID, rkey syntax.RecordKey) {
+	u.all = append(u.all, pds.Write{Action: pds.Delete, Collection: collection, Rkey: rkey})
+}
+
+// userRecords finds what deleteUserData deletes; the membership last, as long as records are left to be made by it.
+func (h *Hold) userRecords(ctx context.Context, did syntax.DID) (found userRecords, err error) {
+	layers, err := h.ledger.LayersOf(ctx, did)
+	if err != nil {
+		return found, err
+	}
+	for _, rkey := range layers {
+		found.add(atcr.HoldLayerNSID, rkey)
+	}
+	found.layers = int64(len(layers))
+	err = h.eachStats(ctx, did, func(record pds.Record) {
+		found.add(atcr.HoldStatsNSID, record.Rkey)
+		found.stats++
+	})
+	if err != nil {
+		return found, err
+	}
+	posts, err := h.ledger.PostsOf(ctx, did)
+	if err != nil {
+		return found, err
+	}
+	for _, rkey := range posts {
+		if _, err := h.repo.GetRecord(ctx, postNSID, rkey); err == nil {
+			found.add(postNSID, rkey)
+		}
+	}
+	member, known, err := h.member(ctx, did)
+	if err != nil {
+		return found, err
+	}
+	access, err := h.roster.Access(ctx, did)
+	if err != nil || !known || len(member.Permissions) == 0 || access.Owner {
+		return found, err
+	}
+	found.crew = true
+	crew, err := h.crewKeys(ctx, did)
+	for _, rkey := range crew {
+		found.add(atcr.HoldCrewNSID, rkey)
+	}
+	return found, err
+}
+
+// crewKeys are the keys of every crew record of did.
+func (h *Hold) crewKeys(ctx context.Context, did syntax.DID) (keys []syntax.RecordKey, err error) {
+	err = h.eachRecord(ctx, atcr.HoldCrewNSID, func(record pds.Record) error {
 		var member atcr.HoldCrew
 		if readJSON(record, &member) && member.Member == did.String() {
 			keys = append(keys, record.Rkey)
 		}
 		return nil
 	})
+	return keys, err
+}
+
+// removeMember deletes every crew record of did, whatever its key.
+func (h *Hold) removeMember(ctx context.Context, did syntax.DID) error {
+	keys, err := h.crewKeys(ctx, did)
 	if err != nil {
 		return err
 	}

@@ -120,6 +120,6 @@ func (l *Ledger) Erase(ctx context.Context, did syntax.DID) error {
 				return err
 			}
 		}
-		return nil
+		return l.erasePosts(ctx, tx, did)
 	})
 }

@@ -10,17 +10,34 @@ import (
 	"atcr.io/api/atcr"
 )
 
+// registeredMigration keeps when people registered, apart from who is registered: leaving gives no place back.
+const registeredMigration = `
+CREATE TABLE registered (created_at INTEGER NOT NULL) STRICT;
+CREATE INDEX registered_created ON registered (created_at);
+INSERT INTO registered (created_at) SELECT created_at FROM registration;
+`
+
+// registeredFor is how long a registration counts.
+const registeredFor = 24 * time.Hour
+
 // Register remembers that did registered, in the transaction of the commit that says so.
 func (l *Ledger) Register(ctx context.Context, tx *sql.Tx, did syntax.DID) error {
 	now := l.now().UnixMilli()
-	_, err := tx.ExecContext(ctx, `INSERT INTO registration (did, rkey, created_at, pushed_at) VALUES (?1, ?2, ?3, ?3)
+	_, err := tx.ExecContext(ctx, `DELETE FROM registered WHERE created_at < ?`, l.now().Add(-registeredFor).UnixMilli())
+	if err == nil {
+		_, err = tx.ExecContext(ctx, `INSERT INTO registered (created_at) VALUES (?)`, now)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO registration (did, rkey, created_at, pushed_at) VALUES (?1, ?2, ?3, ?3)
 		ON CONFLICT (did) DO UPDATE SET rkey = ?2, created_at = ?3, pushed_at = ?3`, did.String(), atcr.CrewRkey(did.String()), now)
 	return err
 }
 
-// Registrations is how many registered since then.
-func (l *Ledger) Registrations(ctx context.Context, since time.Time) (n int, err error) {
-	err = l.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM registration WHERE created_at >= ?`, since.UnixMilli()).Scan(&n)
+// Registrations is how many registered in the last day, those who left again included.
+func (l *Ledger) Registrations(ctx context.Context) (n int, err error) {
+	err = l.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM registered WHERE created_at >= ?`, l.now().Add(-registeredFor).UnixMilli()).Scan(&n)
 	return n, err
 }
 

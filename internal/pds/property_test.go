@@ -81,7 +81,7 @@ func (s *simulation) batch(taken map[string]bool, next model) []pds.Write {
 			write.Value = fmt.Appendf(nil, `{"n":%d}`, e.n)
 			if len(s.blobs) > 0 && s.random.IntN(4) == 0 {
 				e.blob = s.blobs[s.random.IntN(len(s.blobs))]
-				write.Value = fmt.Appendf(nil, `{"n":%d,"b":{"$type":"blob","ref":{"$link":%q},"mimeType":"text/plain","size":1}}`, e.n, e.blob)
+				write.Value = fmt.Appendf(nil, `{"n":%d,"b":{"$type":"blob","ref":{"$link":%q},"mimeType":"text/plain","size":%d}}`, e.n, e.blob, blobBytes)
 			}
 			next[path] = e
 		}
@@ -137,9 +137,12 @@ func (s *simulation) refused() {
 	}
 }
 
+// blobBytes is what each blob has.
+const blobBytes = 30
+
 // storeBlob keeps a blob that records may name, for as long as it surely stays without.
 func (s *simulation) storeBlob() {
-	data := fmt.Appendf(nil, "blob of %s", s.clock())
+	data := fmt.Appendf(nil, "%0*d", blobBytes, s.clock().UnixNano())
 	b, err := s.w.repo.PutBlob(s.t.Context(), "text/plain", data)
 	if err != nil {
 		s.t.Fatal(err)
