@@ -36,28 +36,30 @@ func Install(ctx context.Context, out io.Writer, names []string) error {
 	}
 	defer unlock()
 	in := &installer{cache: cache, out: out}
-	programs, builds, devnet, err := in.missing(names)
+	programs, builds, npmProjects, err := in.missing(names)
 	if err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
-	var debianErr, devnetErr, buildErr error
+	var debianErr, npmErr, buildErr error
 	wg.Go(func() {
 		debianErr = in.debian(ctx, programs)
-		if devnet == "" || debianErr != nil {
+		if len(npmProjects) == 0 || debianErr != nil {
 			return
 		}
 		npm, err := Path("npm") // only now: it may have been among the packages, as its compilers may
-		if err == nil {
-			err = in.devnet(ctx, npm, devnet)
+		for _, project := range npmProjects {
+			if err == nil {
+				err = in.project(ctx, npm, project)
+			}
 		}
-		devnetErr = err
+		npmErr = err
 	})
 	for _, m := range builds {
 		buildErr = errors.Join(buildErr, in.build(ctx, m))
 	}
 	wg.Wait()
-	return errors.Join(debianErr, devnetErr, buildErr)
+	return errors.Join(debianErr, npmErr, buildErr)
 }
 
 type installer struct {
@@ -66,18 +68,19 @@ type installer struct {
 	mu    sync.Mutex
 }
 
-// missing says which programs, modules and, when it is not "", which devnet folder are not there yet.
-func (in *installer) missing(names []string) (programs []string, builds []module, devnet string, err error) {
+// missing says which programs, modules and npm projects are not there yet.
+func (in *installer) missing(names []string) (programs []string, builds []module, npmProjects []string, err error) {
 	for _, name := range names {
-		if name == "devnet" {
-			if _, err := Devnet(); err == nil {
+		if projects[name] != "" {
+			switch _, err := Packages(name); {
+			case err == nil:
 				continue // its compilers are needed no more
+			case !errors.Is(err, ErrMissing):
+				return nil, nil, nil, err
 			}
-			if devnet, err = devnetDir(in.cache); err != nil {
-				return nil, nil, "", err
-			}
+			npmProjects = append(npmProjects, name)
 		} else if _, err := Path(name); err != nil && !errors.Is(err, ErrMissing) {
-			return nil, nil, "", err
+			return nil, nil, nil, err
 		} else if i := slices.IndexFunc(modules, func(m module) bool { return m.name == name }); i >= 0 && err != nil {
 			builds = append(builds, modules[i])
 		}
@@ -87,7 +90,7 @@ func (in *installer) missing(names []string) (programs []string, builds []module
 			}
 		}
 	}
-	return programs, builds, devnet, nil
+	return programs, builds, npmProjects, nil
 }
 
 func (in *installer) debian(ctx context.Context, programs []string) error {
@@ -130,8 +133,12 @@ func (in *installer) build(ctx context.Context, m module) error {
 	})
 }
 
-// devnet installs Node, which also has the headers that better-sqlite3 is compiled with, and the packages.
-func (in *installer) devnet(ctx context.Context, npm, final string) error {
+// project installs Node, which also has the headers that better-sqlite3 is compiled with, and the packages.
+func (in *installer) project(ctx context.Context, npm, name string) error {
+	final, err := projectDir(in.cache, name)
+	if err != nil {
+		return err
+	}
 	node := nodeDir(in.cache)
 	if _, err := os.Stat(node); err != nil {
 		err := in.whole(filepath.Join(in.cache, "node@"+nodeVersion), func(dir string) error {
@@ -146,7 +153,7 @@ func (in *installer) devnet(ctx context.Context, npm, final string) error {
 		"npm_config_nodedir="+node) // another Node's headers give a module for another ABI
 	return in.whole(final, func(dir string) error {
 		for _, file := range []string{"package.json", "package-lock.json"} {
-			raw, err := os.ReadFile(filepath.Join(devnetSources(in.cache), file))
+			raw, err := os.ReadFile(filepath.Join(sources(in.cache, name), file))
 			if err != nil {
 				return err
 			}
@@ -154,7 +161,7 @@ func (in *installer) devnet(ctx context.Context, npm, final string) error {
 				return err
 			}
 		}
-		return in.run(ctx, dir, env, "the reference PDS", npm, "ci", "--omit=dev", "--no-audit", "--no-fund")
+		return in.run(ctx, dir, env, projects[name], npm, "ci", "--omit=dev", "--no-audit", "--no-fund")
 	})
 }
 

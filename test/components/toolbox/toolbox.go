@@ -60,12 +60,13 @@ var debian = map[string][]string{
 
 // needs are the programs that another component is built or run with.
 var needs = map[string][]string{
-	"buildah":  {"runc"},
-	"ctr":      {"containerd", "runc"},
-	"devnet":   {"npm", "gcc", "g++", "make", "python3"},
-	"dockerd":  {"docker", "containerd", "runc", "iptables"},
-	"podman":   {"runc"},
-	"postgres": {"initdb"},
+	"buildah":   {"runc"},
+	"ctr":       {"containerd", "runc"},
+	"devnet":    {"npm", "gcc", "g++", "make", "python3"},
+	"dockerd":   {"docker", "containerd", "runc", "iptables"},
+	"podman":    {"runc"},
+	"postgres":  {"initdb"},
+	"reference": {"npm"},
 }
 
 // Clients is what `make test-clients` needs beside Default.
@@ -81,7 +82,7 @@ func Version(name string) string {
 
 // Default is what `make test` and `make bench` need: everything but the linter and Clients.
 func Default() []string {
-	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "postgres", "crane", "regctl", "versitygw", "registry", "conformance"}
+	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "reference", "postgres", "crane", "regctl", "versitygw", "registry", "conformance"}
 }
 
 const nodeVersion = "22.23.3"
@@ -89,7 +90,7 @@ const nodeVersion = "22.23.3"
 // ErrMissing is a component that is not installed.
 var ErrMissing = errors.New("not installed: run `make components`")
 
-// Path is where a component's program lies: a name of the lists but devnet, or "node".
+// Path is where a component's program lies: a name of the lists but the npm projects, or "node".
 // Errors: ErrMissing.
 func Path(name string) (string, error) {
 	cache, err := cacheDir()
@@ -122,19 +123,28 @@ func Path(name string) (string, error) {
 	return path, nil
 }
 
-// Devnet is the folder from which Node finds the packages of devnet/package.json.
+// projects are folders beside this one with a package.json and its lock file.
+var projects = map[string]string{
+	"devnet":    "the reference PDS",
+	"reference": "the reference libraries",
+}
+
+// Devnet is the folder from which Node finds the packages of devnet/package.json. Errors: ErrMissing.
+func Devnet() (string, error) { return Packages("devnet") }
+
+// Packages is the folder from which Node finds the packages of a folder beside this one: devnet or reference.
 // Errors: ErrMissing.
-func Devnet() (string, error) {
+func Packages(project string) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
 	}
-	dir, err := devnetDir(cache)
+	dir, err := projectDir(cache, project)
 	if err != nil {
 		return "", err
 	}
 	if _, err := os.Stat(dir); err != nil {
-		return "", fmt.Errorf("devnet: %w", ErrMissing)
+		return "", fmt.Errorf("%s: %w", project, ErrMissing)
 	}
 	return dir, nil
 }
@@ -153,18 +163,18 @@ func nodeDir(cache string) string {
 	return filepath.Join(cache, "node@"+nodeVersion, "node_modules", nodePackage())
 }
 
-// devnetSources is the project's folder with package.json and package-lock.json.
-func devnetSources(cache string) string {
-	return filepath.Join(cache, "..", "..", "test", "components", "devnet")
+// sources is the project's folder with package.json and package-lock.json.
+func sources(cache, project string) string {
+	return filepath.Join(cache, "..", "..", "test", "components", project)
 }
 
-// devnetDir is named after the lock file, so that a changed one is installed anew.
-func devnetDir(cache string) (string, error) {
-	lock, err := os.ReadFile(filepath.Join(devnetSources(cache), "package-lock.json"))
+// projectDir is named after the lock file, so that a changed one is installed anew.
+func projectDir(cache, project string) (string, error) {
+	lock, err := os.ReadFile(filepath.Join(sources(cache, project), "package-lock.json"))
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(cache, fmt.Sprintf("devnet@%.6x", sha256.Sum256(append(lock, nodeVersion...)))), nil
+	return filepath.Join(cache, fmt.Sprintf("%s@%.6x", project, sha256.Sum256(append(lock, nodeVersion...)))), nil
 }
 
 // cacheDir is .cache/components of the checkout that holds the working directory.

@@ -80,14 +80,14 @@ if [ "$1" = ci ]; then mkdir node_modules; fi`
 		t.Fatal(err)
 	}
 	for range 2 { // the second time with another lock file
-		dir, err := devnetDir(cache)
+		dir, err := projectDir(cache, "devnet")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := Devnet(); !errors.Is(err, ErrMissing) {
 			t.Errorf("before the installation: %v", err)
 		}
-		if err := in.devnet(t.Context(), fake, dir); err != nil {
+		if err := in.project(t.Context(), fake, "devnet"); err != nil {
 			t.Fatal(err)
 		}
 		got, err := Devnet()
@@ -97,7 +97,7 @@ if [ "$1" = ci ]; then mkdir node_modules; fi`
 		if _, err := os.Stat(filepath.Join(got, "node_modules")); err != nil {
 			t.Error(err)
 		}
-		if err := os.WriteFile(filepath.Join(devnetSources(cache), "package-lock.json"), []byte("{ }"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(sources(cache, "devnet"), "package-lock.json"), []byte("{ }"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
