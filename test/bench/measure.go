@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -242,116 +240,4 @@ func noRedirect(ctx context.Context, method, url string, want int) (http.Header,
 		return nil, fmt.Errorf("%s %s: %s, want %d", method, req.URL.Path, res.Status, want)
 	}
 	return res.Header, nil
-}
-
-// benchRead compares reads of a manifest by digest and of a blob that is answered with a redirect. The
-// peer runs without authentication and with its cache; ours checks names, records and the hold's policy.
-func benchRead(ctx context.Context, b *bench) error {
-	storage, err := b.startS3(ctx, "versitygw-read")
-	if err != nil {
-		return err
-	}
-	peerStorage, err := b.startS3(ctx, "versitygw-read-peer")
-	if err != nil {
-		return err
-	}
-	onFolder, err := b.startDistribution(ctx, "distribution-read-fs", nil)
-	if err != nil {
-		return err
-	}
-	onS3, err := b.startDistribution(ctx, "distribution-read-s3", peerStorage)
-	if err != nil {
-		return err
-	}
-	h, err := b.startHold(ctx, "hold-read", storage.holdEnv(storage.url)...)
-	if err != nil {
-		return err
-	}
-	appview, err := b.startAppView(ctx, "appview-read", h)
-	if err != nil {
-		return err
-	}
-	token, err := registryToken(ctx, appview, b.alice, "repository:alice.test/read:pull,push")
-	if err != nil {
-		return err
-	}
-	var manifest, blob string
-	for _, r := range []struct{ url, authorization string }{{onFolder.url, ""}, {onS3.url, ""}, {appview.url, token}} {
-		if manifest, blob, err = pushSmallImage(ctx, r.url, r.authorization); err != nil {
-			return err
-		}
-	}
-	const repository = "/v2/alice.test/read"
-	rows := []struct {
-		what, name, url string
-		status          int
-	}{
-		{"manifest by digest", "distribution, folder", onFolder.url + repository + "/manifests/" + manifest, 200},
-		{"manifest by digest", "distribution, S3", onS3.url + repository + "/manifests/" + manifest, 200},
-		{"manifest by digest", "AppView", appview.url + repository + "/manifests/" + manifest, 200},
-		{"manifest by digest", "AppView, with a token", appview.url + repository + "/manifests/" + manifest, 200},
-		{"blob redirect", "distribution, S3", onS3.url + repository + "/blobs/" + blob, 307},
-		{"blob redirect", "AppView", appview.url + repository + "/blobs/" + blob, 307},
-		{"blob redirect", "hold, presigned", h.url + "/xrpc/com.atproto.sync.getBlob?did=" + b.alice.DID + "&cid=" + blob, 307},
-	}
-	rates := make([][]float64, len(rows))
-	for range b.rounds {
-		for i, r := range rows {
-			header := "Accept: application/vnd.oci.image.manifest.v1+json\r\n"
-			if r.name == "AppView, with a token" {
-				header += "Authorization: " + token + "\r\n"
-			}
-			v, err := rate(ctx, r.url, header, r.status, 16, 2*time.Second)
-			if err != nil {
-				return fmt.Errorf("%s, %s: %w", r.what, r.name, err)
-			}
-			rates[i] = append(rates[i], v)
-		}
-	}
-	b.printf("\n## Reads\n\n16 connections; the load generator shares the machine. Of distribution: its better one.\n\n| read | server | requests/s | of distribution |\n|---|---|---|---|\n")
-	best := map[string]float64{"manifest by digest": max(median(rates[0]), median(rates[1])), "blob redirect": median(rates[4])}
-	for i, r := range rows {
-		b.printf("| %s | %s | %.0f | %.1f× |\n", r.what, r.name, median(rates[i]), median(rates[i])/best[r.what])
-	}
-	return nil
-}
-
-// pushSmallImage pushes a config and a layer of 1 KiB and their manifest, and returns the digests of
-// manifest and layer.
-func pushSmallImage(ctx context.Context, base, authorization string) (manifest, blob string, err error) {
-	layers := []*layer{newLayer(1024, 11), newLayer(1024, 12)}
-	for _, l := range layers {
-		if _, err := push(ctx, registryUpload(base, "alice.test/read", authorization), l, authorization); err != nil {
-			return "", "", err
-		}
-	}
-	descriptor := func(mediaType string, l *layer) map[string]any {
-		return map[string]any{"mediaType": mediaType, "digest": l.digest, "size": l.size}
-	}
-	raw, err := json.Marshal(map[string]any{
-		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": descriptor("application/vnd.oci.image.config.v1+json", layers[0]),
-		"layers": []any{descriptor("application/vnd.oci.image.layer.v1.tar", layers[1])},
-	})
-	if err != nil {
-		return "", "", err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, base+"/v2/alice.test/read/manifests/1.0", bytes.NewReader(raw))
-	if err != nil {
-		return "", "", err
-	}
-	req.Header.Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
-	if authorization != "" {
-		req.Header.Set("Authorization", authorization)
-	}
-	res, err := client.Do(req)
-	if err != nil {
-		return "", "", err
-	}
-	defer func() { _ = res.Body.Close() }()
-	text, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusCreated {
-		return "", "", fmt.Errorf("manifest: %s: %s", res.Status, text)
-	}
-	return res.Header.Get("Docker-Content-Digest"), layers[1].digest, nil
 }

@@ -1,0 +1,284 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"atcr.io/test/components/toolbox"
+)
+
+// readRow is one kind of read at one server.
+type readRow struct {
+	what, name string
+	url        string
+	header     string
+	status     int
+	process    *process
+	rates      []float64
+	cpu        []float64 // requests a second of the server's processor time
+}
+
+const (
+	byTag, byDigest, asRedirect = "manifest by tag", "manifest by digest", "blob redirect"
+	readRepository              = "/v2/alice.test/read"
+	readTime                    = 2 * time.Second
+)
+
+// benchRead compares reads of manifests, and of a blob that is answered with a redirect. The peers run without
+// authentication and with their caches; ours checks names, records and the hold's policy. bare is a server that knows
+// its one answer: what this load generator gets out of any server that is written in Go.
+func benchRead(ctx context.Context, b *bench) error {
+	rows, ours, err := b.readRows(ctx)
+	if err != nil {
+		return err
+	}
+	for range b.rounds {
+		for _, r := range rows {
+			before, err := r.process.cpu()
+			if err != nil {
+				return err
+			}
+			v, err := rate(ctx, r.url, "Accept: application/vnd.oci.image.manifest.v1+json\r\n"+r.header, r.status, 16, readTime)
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", r.what, r.name, err)
+			}
+			after, err := r.process.cpu()
+			if err != nil {
+				return err
+			}
+			r.rates = append(r.rates, v)
+			r.cpu = append(r.cpu, v*readTime.Seconds()/max((after-before).Seconds(), 0.01))
+		}
+	}
+	b.printf("\n## Reads\n\n16 connections; the load generator shares the machine. Of distribution: its better one; by the clock, and by the server's own\nprocessor time, in which the load generator has no part. bare: a Go server that knows its one answer, and does nothing else: the most that\nany can have here. crane's registry is one for tests: everything in memory, open to everybody.\n\n" +
+		"| read | server | requests/s | of distribution | requests/CPU-s | of distribution |\n|---|---|---|---|---|---|\n")
+	best := map[string][2]float64{}
+	for _, r := range rows {
+		if strings.HasPrefix(r.name, "distribution") {
+			best[r.what] = [2]float64{max(best[r.what][0], median(r.rates)), max(best[r.what][1], median(r.cpu))}
+		}
+	}
+	for _, r := range rows {
+		b.printf("| %s | %s | %.0f | %.1f× | %.0f | %.1f× |\n", r.what, r.name, median(r.rates), median(r.rates)/best[r.what][0], median(r.cpu), median(r.cpu)/best[r.what][1])
+	}
+	return b.concurrentPulls(ctx, ours)
+}
+
+// readRows starts every server, pushes the same small image to each, and says what is read of them.
+func (b *bench) readRows(ctx context.Context) (rows []*readRow, ours []*process, err error) {
+	storage, err := b.startS3(ctx, "versitygw-read")
+	if err != nil {
+		return nil, nil, err
+	}
+	peerStorage, err := b.startS3(ctx, "versitygw-read-peer")
+	if err != nil {
+		return nil, nil, err
+	}
+	onFolder, err := b.startDistribution(ctx, "distribution-read-fs", nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	onS3, err := b.startDistribution(ctx, "distribution-read-s3", peerStorage)
+	if err != nil {
+		return nil, nil, err
+	}
+	crane, err := b.startCrane(ctx, "crane-read")
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := b.startHold(ctx, "hold-read", storage.holdEnv(storage.url)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	appview, err := b.startAppView(ctx, "appview-read", h)
+	if err != nil {
+		return nil, nil, err
+	}
+	token, err := registryToken(ctx, appview, b.alice, "repository:alice.test/read:pull,push")
+	if err != nil {
+		return nil, nil, err
+	}
+	var image smallImage
+	for _, r := range []struct{ url, authorization string }{{onFolder.url, ""}, {onS3.url, ""}, {crane.url, ""}, {appview.url, token}} {
+		if image, err = pushSmallImage(ctx, r.url, r.authorization, 11); err != nil {
+			return nil, nil, err
+		}
+	}
+	bare, err := b.startBare(ctx, image)
+	if err != nil {
+		return nil, nil, err
+	}
+	add := func(what, name, path, header string, status int, p *process) {
+		rows = append(rows, &readRow{what: what, name: name, url: p.url + path, header: header, status: status, process: p})
+	}
+	for what, reference := range map[string]string{byTag: "1.0", byDigest: image.digest} {
+		path := readRepository + "/manifests/" + reference
+		add(what, "distribution, folder", path, "", 200, onFolder)
+		add(what, "distribution, S3", path, "", 200, onS3)
+		add(what, "crane registry, memory", path, "", 200, crane)
+		add(what, "AppView", path, "", 200, appview)
+		add(what, "AppView, with a token", path, "Authorization: "+token+"\r\n", 200, appview)
+		add(what, "bare", path, "", 200, bare)
+	}
+	slices.SortStableFunc(rows, func(x, y *readRow) int { return strings.Compare(y.what, x.what) })
+	blob := readRepository + "/blobs/" + image.layer
+	add(asRedirect, "distribution, S3", blob, "", 307, onS3)
+	add(asRedirect, "AppView", blob, "", 307, appview)
+	add(asRedirect, "AppView, with a token", blob, "Authorization: "+token+"\r\n", 307, appview)
+	add(asRedirect, "hold, presigned", "/xrpc/com.atproto.sync.getBlob?did="+b.alice.DID+"&cid="+image.layer, "", 307, h.process)
+	add(asRedirect, "bare", blob, "", 307, bare)
+	return rows, []*process{appview, h.process}, nil
+}
+
+// startCrane runs the registry that crane has for tests: without storage, and without a check of who asks.
+func (b *bench) startCrane(ctx context.Context, name string) (*process, error) {
+	program, err := toolbox.Path("crane")
+	if err != nil {
+		return nil, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	p, err := start(ctx, b.dir, name, "http://"+address, "http://"+address+"/v2/", nil, program, "registry", "serve", "--address", address)
+	if err != nil {
+		return nil, err
+	}
+	b.stoppers = append(b.stoppers, p.stop)
+	return p, nil
+}
+
+// startBare runs this program as a server of one manifest and one redirect.
+func (b *bench) startBare(ctx context.Context, image smallImage) (*process, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(b.dir, "bare-manifest")
+	if err := os.WriteFile(file, image.manifest, 0o600); err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	p, err := start(ctx, b.dir, "bare", "http://"+address, "http://"+address+"/manifests/", nil, self, "-bare", address+","+file)
+	if err != nil {
+		return nil, err
+	}
+	b.stoppers = append(b.stoppers, p.stop)
+	return p, nil
+}
+
+// serveBare answers /…/manifests/… with the file's bytes and everything else with a redirect.
+func serveBare(ctx context.Context, spec string) error {
+	address, file, _ := strings.Cut(spec, ",")
+	manifest, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+			_, _ = w.Write(manifest)
+			return
+		}
+		w.Header().Set("Location", "http://localhost:1/xrpc/com.atproto.sync.getBlob?did=did:plc:x&cid=sha256:x")
+		w.Header().Set("Content-Length", "0")
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	})}
+	return server.Serve(l)
+}
+
+// concurrentPulls has many clients pull one image at once, each on connections of its own.
+func (b *bench) concurrentPulls(ctx context.Context, ours []*process) error {
+	const pullers = 1000
+	for _, p := range ours {
+		if err := p.resetPeak(); err != nil {
+			return err
+		}
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var took []time.Duration
+	failed := 0
+	start := make(chan struct{})
+	for range pullers {
+		wg.Go(func() {
+			<-start
+			began := time.Now()
+			err := pullOnce(ctx, ours[0].url)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed++
+			}
+			took = append(took, time.Since(began))
+		})
+	}
+	close(start)
+	wg.Wait()
+	slices.Sort(took)
+	b.printf("\n## %d pulls of one image at once\n\nManifest by tag, config and layer through their redirects to the storage, on connections of their own.\n\n| failed | median | p99 |", pullers)
+	memory := ""
+	for _, p := range ours {
+		peak, err := p.peakMemory()
+		if err != nil {
+			return err
+		}
+		b.printf(" peak memory of %s |", strings.TrimSuffix(p.name, "-read"))
+		memory += fmt.Sprintf(" %d MB |", peak/1e6)
+	}
+	b.printf("\n|---|---|---|---|---|\n| %d | %s | %s |%s\n", failed, took[len(took)/2].Round(time.Millisecond), took[len(took)*99/100].Round(time.Millisecond), memory)
+	return nil
+}
+
+func pullOnce(ctx context.Context, base string) error {
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	one := &http.Client{Transport: transport}
+	raw, err := getAll(ctx, one, base+readRepository+"/manifests/1.0")
+	if err != nil {
+		return err
+	}
+	for _, part := range strings.Split(string(raw), `"digest":"`)[1:] {
+		digest, _, _ := strings.Cut(part, `"`)
+		if _, err := getAll(ctx, one, base+readRepository+"/blobs/"+digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func getAll(ctx context.Context, c *http.Client, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", url, res.Status)
+	}
+	return body, err
+}
