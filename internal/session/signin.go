@@ -58,7 +58,7 @@ type SignInDone struct {
 // signInRequest is what is kept of a sign-in that was begun, encrypted.
 type signInRequest struct {
 	DID      syntax.DID
-	Handle   syntax.Handle
+	Handle   string // "" for none, which a syntax.Handle cannot be read as
 	PDS      string
 	Issuer   string
 	Verifier string
@@ -119,7 +119,7 @@ func (s *Store) keepSignIn(ctx context.Context, b BeginSignIn, server oauth.Serv
 	}
 	hash := s.vault.browserHash(forState, r.State)
 	sealed, err := s.vault.sealJSON("sign-in "+string(hash), signInRequest{
-		DID: b.Account.DID, Handle: b.Account.Handle, PDS: b.Account.PDS, Issuer: server.Issuer,
+		DID: b.Account.DID, Handle: b.Account.Handle.String(), PDS: b.Account.PDS, Issuer: server.Issuer,
 		Verifier: r.Verifier, Key: key, KeyID: r.KeyID, Scope: r.Scope, ReturnTo: SafePath(b.ReturnTo),
 	})
 	if err != nil {
@@ -194,7 +194,7 @@ func (s *Store) FinishSignIn(ctx context.Context, query url.Values, browser stri
 	}
 	return SignInDone{
 		Session: Session{ID: t.id, DID: t.did, New: isNew}, ReturnTo: r.ReturnTo,
-		Account: Account{DID: r.DID, PDS: r.PDS, Handle: r.Handle},
+		Account: Account{DID: r.DID, PDS: r.PDS, Handle: syntax.Handle(r.Handle)},
 	}, nil
 }
 

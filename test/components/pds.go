@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"atcr.io/test/components/toolbox"
@@ -37,6 +39,19 @@ type Account struct {
 // rate limits, and signs service tokens for the audience did:web:localhost%3APORT but not for 127.0.0.1.
 func StartReferencePDS(tb TB, handles ...string) *PDS {
 	tb.Helper()
+	return StartReferencePDSWith(tb, Neighbours{}, handles...)
+}
+
+// Neighbours are servers of a test that a PDS is to reach by name and over TLS.
+type Neighbours struct {
+	Names []string // each leads to 127.0.0.1. An OAuth client's is below home.arpa: the PDS refuses .test and others
+	CA    []byte   // that the PDS trusts besides, in PEM
+}
+
+// StartReferencePDSWith is StartReferencePDS for a PDS with neighbours. Names need root, for a hosts file that
+// the PDS alone sees.
+func StartReferencePDSWith(tb TB, n Neighbours, handles ...string) *PDS {
+	tb.Helper()
 	dir, err := toolbox.Devnet()
 	if err != nil {
 		tb.Fatalf("components: %v", err)
@@ -57,9 +72,17 @@ func StartReferencePDS(tb TB, handles ...string) *PDS {
 	}
 
 	// A script from the command line finds its packages from the working directory.
-	cmd := exec.Command(Path(tb, "node"), "--input-type=module", "--eval", startDevnet)
-	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + settings.Data}
+	argv := []string{Path(tb, "node"), "--input-type=module", "--eval", startDevnet}
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + settings.Data}
+	if len(n.Names) > 0 {
+		hosts := write(tb, "hosts", []byte("127.0.0.1 localhost "+strings.Join(n.Names, " ")+"\n"))
+		argv = append([]string{"unshare", "-m", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts}, argv...)
+	}
+	if len(n.CA) > 0 {
+		env = append(env, "NODE_EXTRA_CA_CERTS="+write(tb, "ca.pem", n.CA))
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir, cmd.Env = dir, env
 	stdin, err := cmd.StdinPipe() // open until the end: see start.mjs
 	if err != nil {
 		tb.Fatalf("components: %v", err)
@@ -76,6 +99,15 @@ func StartReferencePDS(tb TB, handles ...string) *PDS {
 		tb.Fatalf("components: the reference PDS: %v", err)
 	}
 	return &pds
+}
+
+func write(tb TB, name string, content []byte) (path string) {
+	tb.Helper()
+	path = filepath.Join(tb.TempDir(), name)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		tb.Fatalf("components: %v", err)
+	}
+	return path
 }
 
 // line waits for the first line of a server's standard output, and keeps that from filling up after it.
