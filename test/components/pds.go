@@ -63,6 +63,7 @@ func StartReferencePDSWith(tb TB, n Neighbours, handles ...string) *PDS {
 		Accounts []json.RawMessage `json:"accounts"`
 	}
 	settings.PDSPort, settings.PLCPort, settings.Data = FreePort(tb), FreePort(tb), tb.TempDir()
+	settings.Accounts = []json.RawMessage{} // none is not null
 	for _, handle := range handles {
 		settings.Accounts = append(settings.Accounts, fmt.Appendf(nil, `{"handle":%q,"password":%q}`, handle, "main-password-of-"+handle))
 	}

@@ -9,6 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -16,7 +19,6 @@ import (
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
 	"github.com/bluesky-social/indigo/atproto/identity"
 	"github.com/bluesky-social/indigo/atproto/syntax"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"atcr.io/internal/envconf"
 	"atcr.io/internal/hold"
@@ -25,23 +27,59 @@ import (
 
 const owner = syntax.DID("did:plc:owner")
 
-// holdServer is a hold on a port of its own, whose owner's key is known.
+// holdServer is a hold on a port of its own, as its program runs it, whose owner's key is known.
 type holdServer struct {
 	*hold.Hold
-	config hold.Config
-	url    string
-	did    syntax.DID
-	key    *atcrypto.PrivateKeyK256 // the owner's
-	web    *httptest.Server
+	config  hold.Config
+	url     string
+	address string
+	did     syntax.DID
+	key     *atcrypto.PrivateKeyK256 // the owner's
+	end     func() error
 }
 
-// startHold starts a hold whose owner is in a directory of their own.
+// startHold starts a did:web hold whose owner is in a directory of their own.
 func startHold(t *testing.T) *holdServer {
+	t.Helper()
+	// The relay takes DIDs in lower case alone, so that the hold's must not have the port's %3A.
+	return startHoldWith(t, "", func(string) []string { return []string{"HOLD_PUBLIC_URL=http://hold.test"} })
+}
+
+// startPLCHold starts a did:plc hold that is registered at the directory at plcURL.
+func startPLCHold(t *testing.T, plcURL string) *holdServer {
+	t.Helper()
+	return startHoldWith(t, plcURL, func(url string) []string { return []string{"HOLD_PUBLIC_URL=" + url, "HOLD_DID_METHOD=plc"} })
+}
+
+func startHoldWith(t *testing.T, plcURL string, settings func(url string) []string) *holdServer {
 	t.Helper()
 	key, err := atcrypto.GeneratePrivateKeyK256()
 	if err != nil {
 		t.Fatal(err)
 	}
+	l := listen(t, "127.0.0.1:0")
+	port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	h := &holdServer{url: "http://localhost:" + port, address: l.Addr().String(), key: key}
+	dir, err := os.MkdirTemp("", "hold") // the path of the socket in it must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	err = envconf.Load(append(settings(h.url),
+		"TEST_MODE=true", "HOLD_OWNER="+owner.String(), "HOLD_PLC_URL="+ownersDirectory(t, key, plcURL), "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true",
+		"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_DATABASE_DIR="+dir, "HOLD_DEBUG_ADDR=", "HOLD_SHUTDOWN_GRACE=1s",
+	), hold.Prefix, &h.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.serve(t, l)
+	t.Cleanup(func() { h.stop(t) })
+	return h
+}
+
+// ownersDirectory knows the owner, and of all others what the directory at plcURL does, if there is one.
+func ownersDirectory(t *testing.T, key *atcrypto.PrivateKeyK256, plcURL string) string {
+	t.Helper()
 	public, err := key.PublicKey()
 	if err != nil {
 		t.Fatal(err)
@@ -49,26 +87,22 @@ func startHold(t *testing.T) *holdServer {
 	document := identity.DIDDocument{DID: owner, VerificationMethod: []identity.DocVerificationMethod{{
 		ID: owner.String() + "#atproto", Type: "Multikey", Controller: owner.String(), PublicKeyMultibase: public.Multibase(),
 	}}}
-	directory := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	target, err := url.Parse(plcURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others := httputil.NewSingleHostReverseProxy(target)
+	directory := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if plcURL != "" && r.URL.Path != "/"+owner.String() {
+			others.ServeHTTP(w, r)
+			return
+		}
 		if err := json.NewEncoder(w).Encode(document); err != nil {
 			t.Error(err)
 		}
 	}))
 	t.Cleanup(directory.Close)
-	l := listen(t, "127.0.0.1:0")
-	port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
-	// The relay takes DIDs in lower case alone, so that the hold's must not have the port's %3A.
-	h := &holdServer{url: "http://localhost:" + port, did: "did:web:hold.test", key: key}
-	err = envconf.Load([]string{
-		"HOLD_PUBLIC_URL=http://hold.test", "TEST_MODE=true", "HOLD_OWNER=" + owner.String(), "HOLD_PLC_URL=" + directory.URL, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true",
-		"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir(), "HOLD_DATABASE_DIR=" + t.TempDir(), "HOLD_DEBUG_ADDR=",
-	}, hold.Prefix, &h.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.serve(t, l)
-	t.Cleanup(func() { h.stop(t) })
-	return h
+	return directory.URL
 }
 
 func listen(t *testing.T, address string) net.Listener {
@@ -83,29 +117,41 @@ func listen(t *testing.T, address string) net.Listener {
 
 func (h *holdServer) serve(t *testing.T, l net.Listener) {
 	t.Helper()
-	var err error
-	if h.Hold, err = hold.Open(t.Context(), h.config, slog.New(slog.DiscardHandler), prometheus.NewRegistry()); err != nil {
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, ended := make(chan *hold.Hold, 1), make(chan error, 1)
+	go func() {
+		ended <- hold.Run(ctx, h.config, hold.Options{Logger: slog.New(slog.DiscardHandler), Listener: l, Ready: func(open *hold.Hold) { ready <- open }})
+	}()
+	h.end = func() error { cancel(); return <-ended }
+	select {
+	case h.Hold = <-ready:
+		h.did = h.DID()
+	case err := <-ended:
 		t.Fatal(err)
 	}
-	h.web = &httptest.Server{Listener: l, Config: &http.Server{Handler: h.Handler(), ReadHeaderTimeout: 10 * time.Second}}
-	h.web.Start()
 }
 
 func (h *holdServer) stop(t *testing.T) {
 	t.Helper()
-	_ = h.web.Listener.Close() // nobody comes any more; streams end with the hold
-	if err := h.Close(); err != nil {
+	if err := h.end(); err != nil {
 		t.Error(err)
 	}
-	h.web.Close()
+	h.end = func() error { return nil }
+}
+
+// command is one of `atcr-hold`'s, on the running hold.
+func (h *holdServer) command(t *testing.T, name string) {
+	t.Helper()
+	if err := hold.Command(t.Context(), h.config, slog.New(slog.DiscardHandler), name, nil, func(hold.Line) {}); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
 }
 
 // restart ends the hold and starts it anew at its address.
 func (h *holdServer) restart(t *testing.T) {
 	t.Helper()
-	address := h.web.Listener.Addr().String()
 	h.stop(t)
-	h.serve(t, listen(t, address))
+	h.serve(t, listen(t, h.address))
 }
 
 // call is a method that writes, called by the owner.

@@ -4,17 +4,22 @@ package oracle
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	comatproto "github.com/bluesky-social/indigo/api/atproto"
 	"github.com/bluesky-social/indigo/atproto/identity"
+	"github.com/bluesky-social/indigo/atproto/syntax"
 	"github.com/bluesky-social/indigo/cmd/relay/stream"
 	relay "github.com/bluesky-social/indigo/cmd/relay/testing"
 	"github.com/gorilla/websocket"
+
+	"atcr.io/test/components"
 )
 
 // body is a message of the firehose.
@@ -112,41 +117,108 @@ func next(t *testing.T, events <-chan event, what string) event {
 	return event{}
 }
 
-// Would catch commits that a strict relay refuses, or passes on changed: whoever follows the network would not
-// see this hold.
-func TestRelay(t *testing.T) {
-	h := startHold(t)
-	directory := identity.NewMockDirectory()
-	document := h.document(t.Context(), t)
-	who := identity.ParseIdentity(&document)
-	if who.DID != h.did {
-		t.Fatalf("the hold is %s", who.DID)
+// live is a directory that asks the hold itself, as a did:web's readers do.
+type live struct {
+	t *testing.T
+	h *holdServer
+}
+
+func (d live) LookupDID(ctx context.Context, did syntax.DID) (*identity.Identity, error) {
+	if did != d.h.did {
+		return nil, identity.ErrDIDNotFound
 	}
-	directory.Insert(who)
-	r := relay.MustSimpleRelay(directory, t.TempDir(), false)
+	document := d.h.document(ctx, d.t)
+	who := identity.ParseIdentity(&document)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.h.url+"/.well-known/atproto-did", nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	said, err := io.ReadAll(res.Body)
+	if handle, declared := who.DeclaredHandle(); declared == nil && string(said) == did.String() {
+		who.Handle = handle
+	}
+	return &who, err
+}
+
+func (d live) LookupHandle(context.Context, syntax.Handle) (*identity.Identity, error) {
+	return nil, identity.ErrHandleNotFound
+}
+
+func (d live) Lookup(ctx context.Context, id syntax.AtIdentifier) (*identity.Identity, error) {
+	did, err := id.AsDID()
+	if err != nil {
+		return nil, identity.ErrHandleNotFound
+	}
+	return d.LookupDID(ctx, did)
+}
+
+func (d live) Purge(context.Context, syntax.AtIdentifier) error { return nil }
+
+// Would catch commits that a strict relay refuses, or passes on changed: whoever follows the network would not
+// see this hold. The relay remembers identities, so that it learns of a new key by what the hold says alone.
+func TestRelay(t *testing.T) {
+	t.Run("web", func(t *testing.T) {
+		h := startHold(t)
+		relayed(t, h, live{t, h})
+	})
+	t.Run("plc", func(t *testing.T) {
+		network := components.StartReferencePDS(t)
+		h := startPLCHold(t, network.PLCURL)
+		if h.did.Method() != "plc" {
+			t.Fatalf("the hold is %s", h.did)
+		}
+		relayed(t, h, &identity.BaseDirectory{PLCURL: network.PLCURL, SkipDNSDomainSuffixes: []string{"test"}})
+	})
+}
+
+func relayed(t *testing.T, h *holdServer, directory identity.Directory) {
+	t.Helper()
+	r := relay.MustSimpleRelay(identity.NewCacheDirectory(directory, 100, time.Hour, time.Hour, time.Hour), t.TempDir(), false)
 	host := strings.TrimPrefix(h.url, "http://")
 	if err := r.Relay.SubscribeToHost(t.Context(), host, true, true); err != nil {
 		t.Fatal(err)
 	}
 	ours := follow(t, host)
-	for range 3 { // identity, account and sync of a new account
-		next(t, ours, "the hold's beginning")
-	}
-	for range 2 { // captain and crew, profile: before the relay came
-		next(t, ours, "the hold's first records")
-	}
-	theirs := follow(t, fmt.Sprintf("localhost:%d", r.Port))
-	compare := func(what string) {
+	seen := 0
+	skip := func(n int, what string) {
 		t.Helper()
+		for range n {
+			next(t, ours, what)
+		}
+	}
+	skip(3, "the hold's beginning")     // identity, account and sync of a new account
+	skip(2, "the hold's first records") // captain and crew, profile: before the relay came
+	seen = 3 + 2
+	theirs := follow(t, fmt.Sprintf("localhost:%d", r.Port))
+	compare := func(kind, what string) {
+		t.Helper()
+		seen++
 		sent, passed := next(t, ours, what+" at the hold"), next(t, theirs, what+" at the relay")
-		if sent.kind != passed.kind || !bytes.Equal(sent.raw, passed.raw) {
+		if sent.kind != kind || sent.kind != passed.kind || !bytes.Equal(sent.raw, passed.raw) {
 			t.Fatalf("%s: the relay passed on another %s (%d bytes) than the hold's %s (%d bytes)", what, passed.kind, len(passed.raw), sent.kind, len(sent.raw))
 		}
 	}
+	restart := func() {
+		t.Helper()
+		h.restart(t)
+		ours = follow(t, host)
+		skip(seen, "what was kept over a restart")
+	}
+	rotated := func(what string) {
+		t.Helper()
+		for _, kind := range []string{"#identity", "#account", "#sync"} {
+			compare(kind, what)
+		}
+	}
 	h.call(t, "com.atproto.repo.createRecord", h.record("a", "one"))
-	compare("a create")
+	compare("#commit", "a create")
 	h.call(t, "com.atproto.repo.putRecord", h.record("a", "two"))
-	compare("an update")
+	compare("#commit", "an update")
 	for round := range 3 {
 		var writes []map[string]any
 		for i := range 200 {
@@ -156,22 +228,44 @@ func TestRelay(t *testing.T) {
 			})
 		}
 		h.call(t, "com.atproto.repo.applyWrites", map[string]any{"repo": h.did, "writes": writes})
-		compare("a batch")
+		compare("#commit", "a batch")
 	}
 	h.call(t, "com.atproto.repo.deleteRecord", h.record("a", ""))
-	compare("a delete")
-	h.restart(t)
-	ours = follow(t, host)
-	for range 3 + 2 + 2 + 3 + 1 {
-		next(t, ours, "what was kept over a restart")
+	compare("#commit", "a delete")
+	before := keyOf(t, h)
+	h.command(t, "key rotate")
+	rotated("a change of key")
+	if after := keyOf(t, h); after == before {
+		t.Fatalf("the key is still %s", after)
 	}
+	h.call(t, "com.atproto.repo.createRecord", h.record("c", "with the new key"))
+	compare("#commit", "a create with the new key")
+	restart()
 	h.call(t, "com.atproto.repo.createRecord", h.record("b", "after the restart"))
-	compare("a create after a restart")
+	compare("#commit", "a create after a restart")
+	h.stop(t)
+	h.command(t, "key rotate") // on a hold that does not run
+	h.serve(t, listen(t, h.address))
+	ours = follow(t, host)
+	skip(seen, "what was kept over a rotation")
+	rotated("a change of key of a stopped hold")
 	// All but one record go, which makes the tree small again: where trees are wrong, they are wrong here.
 	var writes []map[string]any
 	for i := range 200 {
 		writes = append(writes, map[string]any{"$type": "com.atproto.repo.applyWrites#delete", "collection": "com.example.note", "rkey": fmt.Sprintf("batch1-%d", i)})
 	}
 	h.call(t, "com.atproto.repo.applyWrites", map[string]any{"repo": h.did, "writes": writes})
-	compare("a batch of deletes")
+	compare("#commit", "a batch of deletes")
+}
+
+// keyOf is the key that the hold's document names.
+func keyOf(t *testing.T, h *holdServer) string {
+	t.Helper()
+	document := h.document(t.Context(), t)
+	who := identity.ParseIdentity(&document)
+	key, err := who.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.DIDKey()
 }

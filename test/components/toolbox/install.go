@@ -117,7 +117,11 @@ func (in *installer) debian(ctx context.Context, programs []string) error {
 func (in *installer) build(ctx context.Context, m module) error {
 	return in.whole(m.dir(in.cache), func(dir string) error {
 		// The flags are those of the project's own build, which shares the build cache.
-		env := append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0", "GOFLAGS=-trimpath")
+		compiler := "CGO_ENABLED=0"
+		if cgo[m.name] {
+			compiler = "CGO_ENABLED=1"
+		}
+		env := append(os.Environ(), "GOBIN="+dir, compiler, "GOFLAGS=-trimpath")
 		err := in.run(ctx, "", env, m.name+" "+m.version, "go", "install", m.path+m.pkg+"@"+m.version)
 		if err != nil {
 			return err

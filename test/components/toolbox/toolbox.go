@@ -32,8 +32,12 @@ var modules = []module{
 	{"oras", "oras.land/oras", "/cmd/oras", "v1.3.6", "h1:Lhsfr2tQLjsu/+CJZp6vYatwKT+62fbIUTlp4lUrfOA="},
 	{"helm", "helm.sh/helm/v3", "/cmd/helm", "v3.22.0", "h1:n1if5iQgHYsujPAcO5oonH/KiSNUmqmUF0iGVjSF3AU="},
 	{"cosign", "github.com/sigstore/cosign/v2", "/cmd/cosign", "v2.6.5", "h1:D7kFSWS2HzfD+LpEuBO89D1KfOAODlkWuuhzXS8yzi0="},
+	{"tap", "github.com/bluesky-social/indigo", "/cmd/tap", "v0.0.0-20260605210604-af2fec94f34c", "h1:Jr82+1HUmwwZzDpt/eeU4sieya27iXjuPMdXZkOXoBc="},
 	{"golangci-lint", "github.com/golangci/golangci-lint/v2", "/cmd/golangci-lint", "v2.15.0", "h1:w94zf8HAYI7hm3164kwKsvZRuqXvY+YxeFoTbu1OLg8="},
 }
+
+// cgo are those modules that have SQLite in C.
+var cgo = map[string]bool{"tap": true}
 
 // debian names the packages that bring a program. C and C++ compilers are for the race detector and for the
 // one npm package that is compiled (better-sqlite3).
@@ -82,7 +86,7 @@ func Version(name string) string {
 
 // Default is what `make test` and `make bench` need: everything but the linter and Clients.
 func Default() []string {
-	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "reference", "postgres", "crane", "regctl", "versitygw", "registry", "conformance"}
+	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "reference", "postgres", "crane", "regctl", "versitygw", "registry", "conformance", "tap"}
 }
 
 const nodeVersion = "22.23.3"
