@@ -154,8 +154,8 @@ func (h *holdServer) restart(t *testing.T) {
 	h.serve(t, listen(t, h.address))
 }
 
-// call is a method that writes, called by the owner.
-func (h *holdServer) call(t *testing.T, nsid string, in any) {
+// call is a method that writes, called by the owner, and its answer.
+func (h *holdServer) call(t *testing.T, nsid string, in any) []byte {
 	t.Helper()
 	raw, err := json.Marshal(in)
 	if err != nil {
@@ -179,6 +179,7 @@ func (h *holdServer) call(t *testing.T, nsid string, in any) {
 	if err != nil || res.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %s %s %v", nsid, res.Status, body, err)
 	}
+	return body
 }
 
 func (h *holdServer) record(rkey, text string) map[string]any {

@@ -2,14 +2,23 @@ package oracle
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/bluesky-social/indigo/atproto/identity"
 
+	"atcr.io/lexicons"
 	"atcr.io/test/components/toolbox"
 )
 
@@ -20,7 +29,7 @@ var verify string
 // can move away from this hold, and records that nobody can believe.
 func TestReferenceImplementation(t *testing.T) {
 	t.Parallel()
-	packages, err := toolbox.Devnet()
+	packages, err := toolbox.Packages("reference")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +39,11 @@ func TestReferenceImplementation(t *testing.T) {
 	}
 	h := startHold(t)
 	const records = 450
+	before := filepath.Join(t.TempDir(), "before.car")
 	for round := range 3 {
+		if round == 2 {
+			h.save(t, before)
+		}
 		var writes []map[string]any
 		for i := range records / 3 {
 			writes = append(writes, map[string]any{
@@ -48,10 +61,10 @@ func TestReferenceImplementation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	said := judge(t, node, packages, verify, h.url, h.did.String(), key.DIDKey(), "com.example.note/1-7")
+	said := judge(t, node, packages, verify, h.url, h.did.String(), key.DIDKey(), "com.example.note/1-7", before)
 	var got struct {
-		Records int
-		Kinds   map[string]int
+		Records                int
+		Kinds, Changed, Events map[string]int
 	}
 	if err := json.Unmarshal(said, &got); err != nil {
 		t.Fatalf("%s: %v", said, err)
@@ -59,15 +72,146 @@ func TestReferenceImplementation(t *testing.T) {
 	if own := 3; got.Records != records-1+own || got.Kinds["#commit"] != 2+3+2 || got.Kinds["#sync"] != 1 || got.Kinds["#identity"] != 1 || got.Kinds["#account"] != 1 {
 		t.Errorf("%s", said)
 	}
+	if got.Changed["create"] != records/3 || got.Changed["update"] != 1 || got.Changed["delete"] != 1 {
+		t.Errorf("since: %s", said)
+	}
+	if got.Events["create"] != records+3 || got.Events["update"] != 1 || got.Events["delete"] != 1 || got.Events["sync"] != 1 || got.Events["identity"] != 1 || got.Events["account"] != 1 {
+		t.Errorf("events: %s", said)
+	}
+}
+
+// save keeps the repo as it is now.
+func (h *holdServer) save(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.url+"/xrpc/com.atproto.sync.getRepo?did="+h.did.String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if _, err := io.Copy(f, res.Body); err != nil || res.StatusCode != http.StatusOK {
+		t.Fatal(res.Status, err)
+	}
+}
+
+//go:embed api.mjs
+var api string
+
+// Would catch an endpoint that the reference client cannot call, or whose answer it does not take: each is called
+// once at least, with tokens that the reference implementation signed, and every answer is held against the
+// Lexicons that the client was published with.
+func TestReferenceClient(t *testing.T) {
+	t.Parallel()
+	packages, err := toolbox.Packages("reference")
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := toolbox.Path("node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := startHold(t)
+	in, err := json.Marshal(map[string]any{
+		"url": h.url, "did": h.did, "owner": owner, "key": hex.EncodeToString(h.key.Bytes()), "lexicons": ourLexicons(t), "digest": h.push(t, []byte("{}")),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := judgeWith(t, node, packages, api, bytes.NewReader(in))
+	var got struct{ Calls []string }
+	if err := json.Unmarshal(said, &got); err != nil {
+		t.Fatalf("%s: %v", said, err)
+	}
+	called := map[string]bool{}
+	for _, name := range got.Calls {
+		name, _, _ = strings.Cut(name, ",")
+		called[name] = true
+	}
+	for _, name := range surface {
+		if !called[name] {
+			t.Errorf("%s was not called", name)
+		}
+	}
+	if len(got.Calls) < 50 {
+		t.Errorf("%d calls", len(got.Calls))
+	}
+}
+
+// surface is every method that a hold has for clients; the firehose is judged by itself.
+var surface = []string{
+	"describeServer", "describeRepo", "getRecord", "listRecords", "createRecord", "putRecord", "deleteRecord", "applyWrites", "uploadBlob", "resolveHandle",
+	"getLatestCommit", "getRepoStatus", "listRepos", "getRepo", "getRecord of sync", "getBlocks", "listBlobs", "getBlob", "getProfile", "getProfiles",
+	"getQuota", "listTiers", "initiateUpload", "abortUpload", "getPartUploadUrl", "uploadPart", "completeUpload", "notifyManifest", "requestCrew", "exportUserData", "deleteUserData",
+}
+
+// ourLexicons are the project's own, all of them.
+func ourLexicons(t *testing.T) (out []json.RawMessage) {
+	t.Helper()
+	err := fs.WalkDir(lexicons.FS, "io", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		raw, err := lexicons.FS.ReadFile(path)
+		out = append(out, raw)
+		return err
+	})
+	if err != nil || len(out) < 15 {
+		t.Fatal(len(out), err)
+	}
+	return out
+}
+
+// push uploads a blob as docker does, by the owner, and returns its digest.
+func (h *holdServer) push(t *testing.T, data []byte) string {
+	t.Helper()
+	digest := "sha256:" + hex.EncodeToString(sum(data))
+	raw := h.call(t, "io.atcr.hold.initiateUpload", map[string]string{"digest": digest})
+	var upload struct{ UploadURL string }
+	if err := json.Unmarshal(raw, &upload); err != nil {
+		t.Fatal(err)
+	}
+	// Its host is the hold's name, which nothing here resolves.
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, strings.Replace(upload.UploadURL, "http://hold.test", h.url, 1)+"?digest="+digest, bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusCreated {
+		t.Fatal(res.Status)
+	}
+	return digest
+}
+
+func sum(data []byte) []byte {
+	s := sha256.Sum256(data)
+	return s[:]
 }
 
 // judge runs a script beside the packages that it needs, and returns what it prints.
 func judge(t *testing.T, node, packages, script string, args ...string) []byte {
 	t.Helper()
+	return judgeWith(t, node, packages, script, nil, args...)
+}
+
+// judgeWith is judge with a standard input.
+func judgeWith(t *testing.T, node, packages, script string, in io.Reader, args ...string) []byte {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), node, append([]string{"--input-type=module", "--eval", script, "--"}, args...)...)
 	cmd.Dir = packages // from where a script of the command line finds them
 	var out, problems bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &problems
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &problems
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, problems.String())
 	}

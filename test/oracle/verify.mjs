@@ -1,10 +1,14 @@
 // What the reference implementation makes of a hold's repo. Arguments: the hold's URL, its DID, its key as a
-// did:key, and a record's path. Prints one line of JSON: {records, frames}; anything wrong ends it with an error.
+// did:key, a record's path, and a file with the repo as it was before the last writes. Prints one line of JSON:
+// {records, kinds, changed, events}; anything wrong ends it with an error.
 import assert from 'node:assert/strict'
-import { verifyRecords, verifyRepoCar, verifyProofs } from '@atproto/repo'
+import { readFileSync } from 'node:fs'
+import { IdResolver } from '@atproto/identity'
+import { MemoryBlockstore, Repo, readCarWithRoot, verifyDiffCar, verifyRecords, verifyRepoCar, verifyProofs } from '@atproto/repo'
+import { Firehose } from '@atproto/sync'
 import { Frame } from '@atproto/xrpc-server'
 
-const [url, did, key, path] = process.argv.slice(1)
+const [url, did, key, path, before] = process.argv.slice(1)
 const [collection, rkey] = path.split('/')
 
 const fetched = async (method, params) => {
@@ -57,4 +61,29 @@ await new Promise((done, failed) => {
   }
 })
 socket.close()
-console.log(JSON.stringify({ records: repo.creates.length, kinds }))
+
+// From an older copy to the head, by what getRepo sends for its revision.
+const old = await readCarWithRoot(new Uint8Array(readFileSync(before)))
+const copy = await Repo.load(new MemoryBlockstore(old.blocks), old.root)
+const update = await verifyDiffCar(copy, await fetched('com.atproto.sync.getRepo', { did, since: copy.commit.rev }), did, key)
+assert.equal(update.commit.cid.toString(), latest.cid)
+const changed = {}
+for (const { action } of update.writes) changed[action] = (changed[action] ?? 0) + 1
+
+// The consumer that indexers use: it finds the hold's key by itself, and believes no commit without its proof.
+const events = {}
+await new Promise((done, failed) => {
+  const firehose = new Firehose({
+    service: url.replace('http', 'ws'),
+    getCursor: () => 0,
+    idResolver: new IdResolver({ fetch: (input, init) => fetch(String(input.url ?? input).replace(`https://${did.slice('did:web:'.length)}`, url), init) }),
+    unauthenticatedHandles: true,
+    onError: failed,
+    handleEvent: async (e) => {
+      events[e.event] = (events[e.event] ?? 0) + 1
+      if (e.seq === last) done(firehose.destroy())
+    },
+  })
+  firehose.start()
+})
+console.log(JSON.stringify({ records: repo.creates.length, kinds, changed, events }))
