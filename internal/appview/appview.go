@@ -140,6 +140,14 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	if err != nil {
 		return err
 	}
+	recent, err := openRecentBlobs(ctx, a.db, now)
+	if err != nil {
+		return err
+	}
+	leases, err := a.db.OpenLeases(ctx)
+	if err != nil {
+		return err
+	}
 	partial, err := openPartStore(ctx, a.db, now)
 	if err != nil {
 		return err
@@ -168,13 +176,13 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	told.queue = a.outbox
 	manifests := &manifests{
-		notifier: told, gone: gone, pulls: a.pulls,
+		notifier: told, gone: gone, recent: recent, pulls: a.pulls, leases: leases, shared: a.db.OnServer(),
 		upstream: upstream, owners: people, holds: holds, calls: calls, records: newRecords(upstream, directory, now), places: places,
 		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, now), sessions: sessions, clock: now, sparse: c.SparseIndexes,
 	}
 	places.manifests = manifests
 	blobs := &blobs{
-		owners: people, holds: holds, calls: calls, places: places, gone: gone, kept: newLRU[placeKey, keptPlace](placesAhead), clock: now,
+		owners: people, holds: holds, calls: calls, places: places, gone: gone, recent: recent, kept: newLRU[placeKey, keptPlace](placesAhead), clock: now,
 		through: httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, UserAgent: userAgent, FollowRedirects: true}),
 	}
 	limits := newLimiter(c.RateLimit, a.clientAddress, now)

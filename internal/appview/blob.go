@@ -23,8 +23,9 @@ type blobs struct {
 	places *places
 	gone   *deletedBlobs
 	// kept are places at public holds, for a moment: a pull asks for many blobs, and many pull one image.
-	kept  *lru.Cache[placeKey, keptPlace]
-	clock clock
+	kept   *lru.Cache[placeKey, keptPlace]
+	clock  clock
+	recent *recentBlobs
 	// through gets bytes that clients are not sent to: without a total timeout, with redirects.
 	through *http.Client
 }
@@ -48,11 +49,41 @@ func (b *blobs) Stat(ctx context.Context, c registry.Caller, name oci.Name, d oc
 		return size, err
 	}
 	at, err := b.placed(ctx, of, name, d)
+	if isBlobUnknown(err) {
+		if at, err = b.sentDirectly(ctx, c, of, name, d, err); err != nil {
+			return 0, err
+		}
+	}
 	if err != nil {
 		return 0, err
 	}
 	size, _, err := b.statFollowing(ctx, c, of, at, d)
 	return size, err
+}
+
+// sentDirectly looks for a blob that no manifest names yet, and that its owner may just have sent to a hold itself.
+// Who shows no token is asked for one, if that happened: clients that wait to be asked would else not find what they
+// have pushed. unknown is what it was before.
+func (b *blobs) sentDirectly(ctx context.Context, c registry.Caller, of owner, name oci.Name, d oci.Digest, unknown error) (*hold, error) {
+	sent, err := b.recent.find(ctx, blobKey{of.DID, name.Repository, anyDigest})
+	switch {
+	case err != nil:
+		return nil, err
+	case sent == "":
+		return nil, unknown
+	case !c.Token:
+		return nil, unauthorized(unknown, "no such blob is here for everybody: log in, if it is yours")
+	case c.Subject != of.DID.String():
+		return nil, unknown
+	}
+	at, err := b.holds.find(ctx, sent)
+	if err == nil {
+		_, err = b.calls.stat(ctx, c, at, of.DID, d)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return at, b.recent.came(ctx, of.DID, name.Repository, at.DID, d)
 }
 
 // statForPush asks the hold that c pushes to, and remembers a yes.
@@ -71,8 +102,21 @@ func (b *blobs) statForPush(ctx context.Context, c registry.Caller, of owner, na
 	return size, at, nil
 }
 
+// recall lets places know where a blob came to a while ago, whichever process took it.
+func (b *blobs) recall(ctx context.Context, of owner, repository string, d oci.Digest) error {
+	if b.places.knows(of.DID, repository, d) {
+		return nil
+	}
+	at, err := b.recent.find(ctx, blobKey{of.DID, repository, d})
+	b.places.add(of.DID, repository, d, at)
+	return err
+}
+
 // placed is the hold that has a blob of a repository. Errors: *oci.Error, CodeBlobUnknown for none.
 func (b *blobs) placed(ctx context.Context, of owner, name oci.Name, d oci.Digest) (*hold, error) {
+	if err := b.recall(ctx, of, name.Repository, d); err != nil {
+		return nil, err
+	}
 	did, err := b.places.find(ctx, of, name.Repository, d)
 	if err != nil {
 		return nil, err
@@ -187,6 +231,8 @@ func (b *blobs) located(ctx context.Context, c registry.Caller, name oci.Name, d
 	at, err := b.placed(ctx, of, name, d)
 	if isBlobUnknown(err) && c.Push && c.Subject == of.DID.String() {
 		_, at, err = b.statForPush(ctx, c, of, name, d) // just uploaded, and no manifest names it yet
+	} else if isBlobUnknown(err) {
+		at, err = b.sentDirectly(ctx, c, of, name, d, err)
 	}
 	if err == nil && at.Successor != "" {
 		_, at, err = b.statFollowing(ctx, c, of, at, d)

@@ -33,7 +33,7 @@ func (g *gate) Authorize(r *http.Request, name oci.Name, action registry.Action)
 	if err != nil {
 		return registry.Caller{}, err
 	}
-	c := registry.Caller{Subject: claims.Subject, Session: claims.Session}
+	c := registry.Caller{Subject: claims.Subject, Session: claims.Session, Token: claims != nobody}
 	granted := action == ""
 	switch {
 	case claims != nobody:

@@ -170,7 +170,7 @@ func (m *manifests) Delete(ctx context.Context, c registry.Caller, name oci.Name
 	if err != nil {
 		return err
 	}
-	unlock, err := m.locks.lock(ctx, of.DID)
+	unlock, err := m.lock(ctx, of.DID)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"atcr.io/api/atcr"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
+	"atcr.io/internal/sqldb"
 	"atcr.io/internal/xrpc"
 )
 
@@ -26,13 +27,15 @@ type manifests struct {
 	calls    *holdCalls
 	notifier *notifier
 	gone     *deletedBlobs
+	recent   *recentBlobs
 	pulls    *pulls
 	records  *records
 	places   *places
 	bytes    *contents
 	lists    *lists
 	sessions caller
-	locks    keyedLocks
+	leases   *sqldb.Leases
+	shared   bool // by several processes
 	sparse   bool // an index may name manifests that are not here
 	flight   singleflight.Group
 	clock    clock

@@ -76,6 +76,11 @@ func (p *places) add(did syntax.DID, repository string, d oci.Digest, at syntax.
 	}
 }
 
+// knows tells whether find would answer without a search.
+func (p *places) knows(did syntax.DID, repository string, d oci.Digest) bool {
+	return p.known.Contains(blobKey{did, repository, d})
+}
+
 // learn notes the blobs that a manifest names. The manifest's own digest marks that it was done.
 func (p *places) learn(did syntax.DID, repository string, m registry.Manifest, at syntax.DID) {
 	if done, ok := p.known.Get(blobKey{did, repository, m.Digest}); ok && done == at || at == "" {

@@ -34,6 +34,8 @@ const (
 	// writeAttempts bounds what another writer of the same records can cost.
 	writeAttempts = 4
 	writeBackoff  = 100 * time.Millisecond
+	// repoLease is how long others wait for a process that ended in the middle of a write.
+	repoLease = time.Minute
 )
 
 // Put writes a manifest in the order that leaves nothing half-written: the blobs are in the hold; then the
@@ -57,7 +59,7 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 	if err := m.requireChildren(ctx, of, name, parsed); err != nil {
 		return err
 	}
-	unlock, err := m.locks.lock(ctx, of.DID)
+	unlock, err := m.lock(ctx, of.DID)
 	if err != nil {
 		return err
 	}
@@ -79,8 +81,15 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 	if err != nil {
 		return err
 	}
-	for _, b := range parsed.Blobs() { // the hold has them, and they are part of the repository again
+	var named []oci.Digest // the hold has them, and they are part of the repository
+	for _, b := range parsed.Blobs() {
+		named = append(named, b.Digest)
 		if err := m.gone.restore(ctx, blobKey{of.DID, name.Repository, b.Digest}); err != nil {
+			return err
+		}
+	}
+	if m.shared { // others have not learnt it, and may just have looked in vain
+		if err := m.recent.came(ctx, of.DID, name.Repository, at.DID, named...); err != nil {
 			return err
 		}
 	}
@@ -371,42 +380,12 @@ func applyWrites(ctx context.Context, sessions caller, id string, repo syntax.DI
 	return sessions.Call(ctx, id, session.Call{NSID: applyWritesNSID, Body: body, ContentType: "application/json"}, &out)
 }
 
-// keyedLocks lets one write at a time into a repo, so that pushes of one person's images do not undo each
-// other's decisions.
-type keyedLocks struct {
-	mu    sync.Mutex
-	locks map[syntax.DID]*keyedLock
-}
-
-type keyedLock struct {
-	held    chan struct{}
-	waiting int
-}
-
-func (k *keyedLocks) lock(ctx context.Context, did syntax.DID) (unlock func(), err error) {
-	k.mu.Lock()
-	if k.locks == nil {
-		k.locks = map[syntax.DID]*keyedLock{}
+// lock lets one write at a time into a repo, whichever process makes it, so that pushes of one person's images do not
+// undo each other's decisions.
+func (m *manifests) lock(ctx context.Context, did syntax.DID) (unlock func(), err error) {
+	name := "repo " + did.String()
+	if m.shared {
+		return m.leases.Take(ctx, name, repoLease)
 	}
-	l := k.locks[did]
-	if l == nil {
-		l = &keyedLock{held: make(chan struct{}, 1)}
-		k.locks[did] = l
-	}
-	l.waiting++
-	k.mu.Unlock()
-	leave := func() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.waiting--; l.waiting == 0 {
-			delete(k.locks, did)
-		}
-	}
-	select {
-	case l.held <- struct{}{}:
-		return func() { <-l.held; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, ctx.Err()
-	}
+	return m.leases.TakeHere(ctx, name)
 }

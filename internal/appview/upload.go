@@ -66,7 +66,7 @@ func (u *uploads) Begin(ctx context.Context, c registry.Caller, name oci.Name, o
 		}
 		t.UploadID = out.UploadId
 	case u.goesDirect(o.UserAgent, out.UploadUrl):
-		return registry.Upload{Location: out.UploadUrl, Range: emptyRange}, nil
+		return registry.Upload{Location: out.UploadUrl, Range: emptyRange}, u.blobs.recent.came(ctx, of.DID, name.Repository, at.DID, anyDigest)
 	default:
 		t.URL = out.UploadUrl
 	}
@@ -200,7 +200,7 @@ func (u *uploads) Finish(ctx context.Context, c registry.Caller, name oci.Name, 
 	}
 	u.places.add(syntax.DID(c.Subject), name.Repository, d, t.Hold)
 	u.places.seen(t.Hold, c.Subject, d)
-	return u.blobs.gone.restore(ctx, blobKey{syntax.DID(c.Subject), name.Repository, d})
+	return u.came(ctx, syntax.DID(c.Subject), name.Repository, t.Hold, d)
 }
 
 // Cancel throws an upload away.
@@ -227,6 +227,9 @@ func (u *uploads) Mount(ctx context.Context, c registry.Caller, name, from oci.N
 		if err != nil {
 			return false, nil //nolint:nilerr // no source, no mount
 		}
+		if err := u.blobs.recall(ctx, source, from.Repository, d); err != nil {
+			return false, nil //nolint:nilerr // no source, no mount
+		}
 		at, err := u.places.find(ctx, source, from.Repository, d)
 		if err != nil || at == "" {
 			return false, nil //nolint:nilerr // no source, no mount
@@ -235,9 +238,17 @@ func (u *uploads) Mount(ctx context.Context, c registry.Caller, name, from oci.N
 			return false, err
 		}
 	}
-	_, _, err = u.blobs.statForPush(ctx, c, of, name, d)
+	_, at, err := u.blobs.statForPush(ctx, c, of, name, d)
 	if err != nil {
 		return false, nil //nolint:nilerr // the upload that follows says what is wrong
 	}
-	return true, u.blobs.gone.restore(ctx, blobKey{of.DID, name.Repository, d})
+	return true, u.came(ctx, of.DID, name.Repository, at.DID, d)
+}
+
+// came notes that a repository has a blob, also if it was deleted there before.
+func (u *uploads) came(ctx context.Context, did syntax.DID, repository string, at syntax.DID, d oci.Digest) error {
+	if err := u.blobs.gone.restore(ctx, blobKey{did, repository, d}); err != nil {
+		return err
+	}
+	return u.blobs.recent.came(ctx, did, repository, at, d)
 }

@@ -30,6 +30,7 @@ type Caller struct {
 	Subject string // "" is nobody
 	Session string // opaque here; "" for nobody
 	Push    bool   // whether the token also grants push on the repository
+	Token   bool   // whether a token was shown: without one, a challenge may help
 }
 
 // Authorizer decides who may do what, by a request's token.

@@ -226,13 +226,23 @@ func TestLeases(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer release()
-		for _, l := range all[:1] {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-			if _, err := l.Take(ctx, "lost", time.Minute); err == nil {
-				t.Error("it was taken away")
-			}
-			cancel()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		if _, err := all[0].Take(ctx, "lost", time.Minute); err == nil {
+			t.Error("it was taken away")
 		}
+		here, err := all[0].TakeHere(t.Context(), "here")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := all[0].TakeHere(ctx, "here"); err == nil {
+			t.Error("two of one process have it")
+		}
+		here()
+		if here, err = all[0].TakeHere(t.Context(), "here"); err != nil {
+			t.Fatal(err)
+		}
+		here()
 	})
 }
 
