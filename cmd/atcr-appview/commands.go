@@ -29,6 +29,15 @@ var commands = []daemon.Sub[appview.Config]{
 		return []appview.Block{one}, "is served again", err
 	}),
 	{Name: "oauth-key rotate", About: "make a new OAuth key, beside those that sessions need; nobody is signed out", Run: appview.RotateOAuthKey},
+	{
+		Name: "reindex", About: "read all repos that ATCR_RELAY_URLS list, and those that are known, and make the index of them anew",
+		Run: func(ctx context.Context, c appview.Config, logger *slog.Logger, args []string, stdout io.Writer) error {
+			if len(args) > 0 {
+				return errors.New("usage: atcr-appview reindex")
+			}
+			return appview.Reindex(ctx, c, logger, stdout)
+		},
+	},
 }
 
 // blocking is a command on the list of what is blocked, with so many arguments. What run returns is printed.

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bluesky-social/indigo/atproto/syntax"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"atcr.io/internal/credential"
@@ -48,6 +49,7 @@ type AppView struct {
 	credentials *credential.Store
 	pulls       *pulls
 	mux         *http.ServeMux
+	view        *view
 	stop        context.CancelFunc // of what runs in the background
 	running     sync.WaitGroup
 }
@@ -128,14 +130,17 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		return err
 	}
 	adapter := httpx.NewAdapter(a.logger, reg, "atcr_appview")
-	people := newOwners(directory)
+	if err := a.openNetwork(ctx, background, directory, guarded, reg, now); err != nil {
+		return err
+	}
+	people := newOwners(directory, a.view.index)
 	targets, err := newTargets(c.BaseURL, c.TestMode, net.DefaultResolver.LookupNetIP, now)
 	if err != nil {
 		return err
 	}
 	holds := newHolds(directory, upstream, targets, c, now)
 	calls := &holdCalls{upstream: upstream, tokens: sessions, targets: targets, again: holds.again}
-	places := newPlaces(upstream, directory, now)
+	places := newPlaces(upstream, directory, a.view, now)
 	gone, err := newDeletedBlobs(ctx, a.db, now)
 	if err != nil {
 		return err
@@ -177,8 +182,9 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	told.queue = a.outbox
 	manifests := &manifests{
 		notifier: told, gone: gone, recent: recent, pulls: a.pulls, leases: leases, shared: a.db.OnServer(),
-		upstream: upstream, owners: people, holds: holds, calls: calls, records: newRecords(upstream, directory, now), places: places,
-		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, now), sessions: sessions, clock: now, sparse: c.SparseIndexes,
+		upstream: upstream, owners: people, holds: holds, calls: calls, records: newRecords(upstream, directory, a.view, now), places: places,
+		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, a.view, now), sessions: sessions, clock: now, sparse: c.SparseIndexes,
+		met: newLRU[syntax.DID, owner](10_000), fresh: newFreshness(now),
 	}
 	places.manifests = manifests
 	blobs := &blobs{

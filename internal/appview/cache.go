@@ -3,6 +3,8 @@ package appview
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -19,17 +21,28 @@ type cache[K comparable, V any] struct {
 	failed  time.Duration // how long a failure is
 	timeout time.Duration // of one look-up
 	now     func() time.Time
+
+	// stamp, where not nil, changes when what is kept of a key may no longer be so.
+	stamp func(ctx context.Context, key K) uint64
+	// covered, where not nil, tells before a look-up whether changes will be told of: then what it answers is
+	// believed for coveredFresh.
+	covered func(ctx context.Context, key K) bool
+
+	// changes count what was put in or forgotten, by a hash of the key: a look-up that began before does not
+	// say how it is.
+	seed    maphash.Seed
+	changes [256]atomic.Uint64
 }
 
 type kept[V any] struct {
 	value V
 	err   error
-	at    time.Time
 	until time.Time
+	stamp uint64
 }
 
 func newCache[K comparable, V any](size int, fresh, failed time.Duration, now func() time.Time, load func(context.Context, K) (V, error)) *cache[K, V] {
-	return &cache[K, V]{kept: newLRU[K, kept[V]](size), load: load, fresh: fresh, failed: failed, timeout: lookupTimeout, now: now}
+	return &cache[K, V]{kept: newLRU[K, kept[V]](size), load: load, fresh: fresh, failed: failed, timeout: lookupTimeout, now: now, seed: maphash.MakeSeed()}
 }
 
 func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
@@ -40,24 +53,38 @@ func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
 	return c
 }
 
+func (c *cache[K, V]) stampOf(ctx context.Context, key K) uint64 {
+	if c.stamp == nil {
+		return 0
+	}
+	return c.stamp(ctx, key)
+}
+
 // get answers from memory, or looks up. A caller that gives up leaves the look-up to those who wait for the
 // same key.
 func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
-	if e, ok := c.kept.Get(key); ok && c.now().Before(e.until) {
+	if e, ok := c.kept.Get(key); ok && !asksPDS(ctx) && c.now().Before(e.until) && e.stamp == c.stampOf(ctx, key) {
 		return e.value, e.err
 	}
-	result := c.flight.DoChan(fmt.Sprint(key), func() (any, error) {
+	flight := fmt.Sprint(key)
+	if asksPDS(ctx) {
+		flight += " anew"
+	}
+	result := c.flight.DoChan(flight, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
 		defer cancel()
-		started := c.now()
+		changes := c.changesOf(key)
+		before, stamp, fresh := changes.Load(), c.stampOf(ctx, key), c.fresh
+		if c.covered != nil && c.covered(ctx, key) {
+			fresh = coveredFresh
+		}
 		value, err := c.load(ctx, key)
-		until := c.now().Add(c.fresh)
+		until := c.now().Add(fresh)
 		if err != nil {
 			until = c.now().Add(c.failed)
 		}
-		// What was put in meanwhile is newer than what was read.
-		if e, ok := c.kept.Peek(key); !ok || !e.at.After(started) {
-			c.kept.Add(key, kept[V]{value, err, started, until})
+		if changes.Load() == before { // what was put in meanwhile is newer than what was read
+			c.kept.Add(key, kept[V]{value, err, until, stamp})
 		}
 		return value, err
 	})
@@ -71,15 +98,20 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 	}
 }
 
+func (c *cache[K, V]) changesOf(key K) *atomic.Uint64 {
+	return &c.changes[maphash.Comparable(c.seed, key)%uint64(len(c.changes))]
+}
+
 // put enters what this process has just written.
 func (c *cache[K, V]) put(key K, value V) {
-	now := c.now()
-	c.kept.Add(key, kept[V]{value: value, at: now, until: now.Add(c.fresh)})
+	c.changesOf(key).Add(1)
+	c.kept.Add(key, kept[V]{value: value, until: c.now().Add(c.fresh), stamp: c.stampOf(context.Background(), key)})
 	c.flight.Forget(fmt.Sprint(key))
 }
 
 // forget makes the next get look up.
 func (c *cache[K, V]) forget(key K) {
-	c.kept.Add(key, kept[V]{at: c.now()})
+	c.changesOf(key).Add(1)
+	c.kept.Remove(key)
 	c.flight.Forget(fmt.Sprint(key))
 }

@@ -28,7 +28,7 @@ func OpenBlocking(ctx context.Context, c Config, logger *slog.Logger) (*Blocking
 	}
 	b := &Blocking{db: db, owners: newOwners(identity.New(identity.Config{
 		PLCURL: c.PLCURL, HandleResolverURL: c.HandleResolverURL, AllowPrivate: c.TestMode, UserAgent: userAgent, Logger: logger,
-	}))}
+	}), nil)}
 	if b.blocks, err = openBlocks(ctx, db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}

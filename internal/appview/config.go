@@ -39,6 +39,11 @@ type Config struct {
 	RateLimit         int      `env:"ATCR_RATE_LIMIT" default:"30000" doc:"Requests a minute of one person, or of one address without a login. Names that nobody has count a hundredfold, requests past the caches twentyfold. Private and loopback addresses are not limited: they are your own network, or a proxy that ATCR_TRUSTED_PROXIES does not name. 0: no limit."`
 	TrustedProxies    []string `env:"ATCR_TRUSTED_PROXIES" example:"10.0.0.0/8" doc:"Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas."`
 
+	RelayURLs           []string `env:"ATCR_RELAY_URLS" example:"https://relay1.us-east.bsky.network" doc:"Relays, or single PDSes, whose firehose (com.atproto.sync.subscribeRepos) is read, separated by commas: all of them. Commits are verified. Empty: none."`
+	JetstreamURLs       []string `env:"ATCR_JETSTREAM_URLS" example:"https://jetstream1.us-east.bsky.network,https://jetstream2.us-east.bsky.network" doc:"Jetstream servers, tried in order: one is read. What they say is not signed, so each record is fetched from its owner's PDS with its proof. Empty: none."`
+	JetstreamDictionary string   `env:"ATCR_JETSTREAM_DICTIONARY_FILE" doc:"File with the zstd dictionary of the Jetstream servers: their messages are then asked for compressed. Empty: uncompressed."`
+	ManifestCacheBytes  int64    `env:"ATCR_MANIFEST_CACHE_BYTES" default:"268435456" doc:"Bytes of manifests that are kept in the database, so that images that were seen before can be pulled while their owner's PDS is down. 0: none."`
+
 	DebugAddr string        `env:"ATCR_DEBUG_ADDR" default:"127.0.0.1:5001" doc:"Private address for /metrics and /debug/pprof/. Empty: none."`
 	LogLevel  string        `env:"ATCR_LOG_LEVEL" default:"info" doc:"debug, info, warn or error. debug has a line for every request."`
 	Grace     time.Duration `env:"ATCR_SHUTDOWN_GRACE" default:"30s" doc:"How long requests in flight may go on after the first SIGTERM or Ctrl-C. A second one ends at once."`
@@ -125,6 +130,19 @@ func (c *Config) validateRest() (problems []error) {
 			add("ATCR_HANDLE_RESOLVER_URL: %w", err)
 		}
 	}
+	for setting, list := range map[string][]string{"ATCR_RELAY_URLS": c.RelayURLs, "ATCR_JETSTREAM_URLS": c.JetstreamURLs} {
+		for i, text := range list {
+			u, err := streamURL(text)
+			if err != nil {
+				add("%s: %w", setting, err)
+				continue
+			}
+			list[i] = u
+		}
+	}
+	if c.ManifestCacheBytes < 0 {
+		add("ATCR_MANIFEST_CACHE_BYTES: %d is below zero", c.ManifestCacheBytes)
+	}
 	problems = append(problems, daemon.CheckOneOf("ATCR_DIRECT_UPLOADS", c.DirectUploads, directAuto, directAlways, directNever),
 		daemon.CheckLogLevel("ATCR_LOG_LEVEL", c.LogLevel))
 	var err error
@@ -132,6 +150,19 @@ func (c *Config) validateRest() (problems []error) {
 		add("ATCR_TRUSTED_PROXIES: %w", err)
 	}
 	return problems
+}
+
+// streamURL takes the address of a firehose as people write it, wss and Jetstream's path included.
+func streamURL(s string) (string, error) {
+	s = strings.TrimSuffix(strings.TrimSuffix(s, "/"), "/subscribe")
+	if rest, ok := strings.CutPrefix(s, "ws"); ok {
+		s = "http" + rest
+	}
+	u, err := daemon.BaseURL(s)
+	if err != nil {
+		return "", err
+	}
+	return u.String(), nil
 }
 
 // loopbackURL is where a server that listens on address is reached from the same machine.

@@ -70,3 +70,9 @@ func missing(err error) bool {
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
 	return ok && (e.Status == http.StatusBadRequest || e.Status == http.StatusNotFound)
 }
+
+// temporary tells whether what failed may go well another time: a server that does not answer.
+func temporary(err error) bool {
+	e, ok := errors.AsType[*oci.Error](err)
+	return ok && (e.Status >= 500 || e.Code == oci.CodeTooManyRequests) || unanswered(err)
+}

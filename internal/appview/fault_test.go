@@ -56,8 +56,8 @@ func TestTroubledPDS(t *testing.T) {
 				t.Error("something was written")
 			}
 			alice.must(201, alice.put("alice.test/app", "1.0", image.manifest))
-			n.restart() // nothing in memory
 			for _, nsid := range []string{"com.atproto.sync.getBlob", "com.atproto.repo.getRecord"} {
+				n.anew() // an AppView that never saw the image
 				fault := n.PDS.Inject(devnet.Method(nsid), tt.fault)
 				got := n.nobody().manifest("alice.test/app", "1.0")
 				fault.Remove()
@@ -66,7 +66,7 @@ func TestTroubledPDS(t *testing.T) {
 				}
 				n.forget()
 			}
-			n.restart() // what began under the fault may end now, and is kept for seconds
+			n.anew() // what began under the fault may end now, and is kept for seconds
 			n.nobody().pull("alice.test/app", "1.0", image)
 		})
 	}
@@ -87,7 +87,7 @@ func TestLyingPDS(t *testing.T) {
 	}
 	lie.Remove()
 	alice.must(201, alice.put("alice.test/app", "1.0", image.manifest))
-	n.restart()
+	n.anew()
 	lie = n.PDS.Inject(devnet.Method("com.atproto.sync.getBlob"), func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		_, _ = w.Write([]byte("pretended"))
 	})

@@ -9,6 +9,7 @@ import (
 
 	"atcr.io/api/atcr"
 	"atcr.io/internal/httpx"
+	"atcr.io/internal/index"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
 	"atcr.io/internal/xrpc"
@@ -25,6 +26,7 @@ const (
 // lists reads whole collections: the tags and the referrers of a repository.
 type lists struct {
 	upstream  xrpc.Upstream
+	view      *view
 	tags      *cache[repositoryKey, []string]
 	referrers *cache[repositoryKey, []referrer]
 }
@@ -44,8 +46,8 @@ func sizeOf(subject string, d *oci.Descriptor) int {
 	return n
 }
 
-func newLists(u xrpc.Upstream, d directory, now clock) *lists {
-	l := &lists{upstream: u}
+func newLists(u xrpc.Upstream, d directory, v *view, now clock) *lists {
+	l := &lists{upstream: u, view: v}
 	pds := func(ctx context.Context, key repositoryKey) (owner, error) {
 		who, err := d.LookupDID(ctx, key.did)
 		if err != nil {
@@ -54,21 +56,82 @@ func newLists(u xrpc.Upstream, d directory, now clock) *lists {
 		return owner{DID: key.did, PDS: who.PDS()}, nil
 	}
 	l.tags = newCache(listsKept, listFresh, listFailed, now, func(ctx context.Context, key repositoryKey) ([]string, error) {
-		of, err := pds(ctx, key)
-		if err != nil {
-			return nil, err
+		if v.covered(ctx, key.did) {
+			if tags, err := l.indexedTags(ctx, key); err == nil && len(tags) > 0 {
+				return tags, nil
+			}
 		}
-		return l.readTags(ctx, of, key.repository)
+		of, err := pds(ctx, key)
+		var tags []string
+		if err == nil {
+			tags, err = l.readTags(ctx, of, key.repository)
+		}
+		if err != nil && temporary(err) && v.seenBefore(ctx, key.did) {
+			if tags, indexErr := l.indexedTags(context.WithoutCancel(ctx), key); indexErr == nil && len(tags) > 0 {
+				return tags, nil
+			}
+		}
+		return tags, err
 	})
 	l.referrers = newCache(listsKept, listFresh, listFailed, now, func(ctx context.Context, key repositoryKey) ([]referrer, error) {
-		of, err := pds(ctx, key)
-		if err != nil {
-			return nil, err
+		if v.covered(ctx, key.did) {
+			if all, err := l.indexedReferrers(ctx, key); err == nil {
+				return all, nil
+			}
 		}
-		return l.readReferrers(ctx, of, key.repository)
+		of, err := pds(ctx, key)
+		var all []referrer
+		if err == nil {
+			all, err = l.readReferrers(ctx, of, key.repository)
+		}
+		if err != nil && temporary(err) && v.seenBefore(ctx, key.did) {
+			if all, indexErr := l.indexedReferrers(context.WithoutCancel(ctx), key); indexErr == nil && len(all) > 0 {
+				return all, nil
+			}
+		}
+		return all, err
 	})
+	l.tags.stamp = func(ctx context.Context, k repositoryKey) uint64 { return v.stamp(ctx, k.did) }
+	l.tags.covered = func(ctx context.Context, k repositoryKey) bool { return v.covered(ctx, k.did) }
+	l.referrers.stamp, l.referrers.covered = l.tags.stamp, l.tags.covered
+	v.index.OnChange(l.changed)
 	l.tags.timeout, l.referrers.timeout = time.Minute, time.Minute
 	return l
+}
+
+// changed forgets lists of repositories whose records changed.
+func (l *lists) changed(touched []index.Touched) {
+	for _, t := range touched {
+		if t.Repository != "" && (t.Collection == atcr.TagNSID || t.Collection == atcr.ManifestNSID) {
+			l.forget(repositoryKey{t.DID, t.Repository})
+		}
+	}
+}
+
+const (
+	tagsIndexed      = 100_000
+	referrersIndexed = 20_000
+)
+
+func (l *lists) indexedTags(ctx context.Context, key repositoryKey) ([]string, error) {
+	return l.view.index.TagNames(ctx, key.did, key.repository, tagsIndexed)
+}
+
+func (l *lists) indexedReferrers(ctx context.Context, key repositoryKey) ([]referrer, error) {
+	found, err := l.view.index.Referrers(ctx, key.did, key.repository, "", referrersIndexed)
+	var out []referrer
+	room := referrersBytes
+	for _, m := range found {
+		if m.BlobCID == "" {
+			continue
+		}
+		r := referrerOf(m)
+		if room -= sizeOf(r.subject, &r.descriptor); room < 0 {
+			break // the rest is left out
+		}
+		out = append(out, r)
+	}
+	return out, err
 }
 
 func (l *lists) forget(key repositoryKey) {
@@ -189,15 +252,16 @@ func (m *manifests) Delete(ctx context.Context, c registry.Caller, name oci.Name
 		return oci.Errorf(oci.CodeManifestUnknown, "%s has no manifest %s", name, reference)
 	}
 	for batch := range slices.Chunk(doomed, 200) { // more writes a PDS does not take at once
-		if err := applyWrites(ctx, m.sessions, c.Session, of.DID, batch); err != nil {
+		done, err := applyWrites(ctx, m.sessions, c.Session, of.DID, batch)
+		if err != nil {
 			return upstreamError("your PDS", err)
 		}
+		m.records.view.wrote(ctx, of.DID, batch, done)
 		for _, w := range batch {
-			key := recordKey{of.DID, w.Rkey}
 			if w.Collection == atcr.TagNSID {
-				m.records.tags.put(key, nil)
+				m.records.tags.put(tagKey{of.DID, name.Repository, w.tag}, nil)
 			} else {
-				m.records.manifests.put(key, nil)
+				m.records.manifests.put(recordKey{of.DID, w.Rkey}, nil)
 			}
 		}
 	}
@@ -216,7 +280,7 @@ func (m *manifests) doomedTag(ctx context.Context, of owner, repository, tag str
 			return nil, err
 		}
 		if f != nil && f.Value.Repository == repository && f.Value.Tag == tag {
-			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.TagNSID, Rkey: rkey})
+			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.TagNSID, Rkey: rkey, tag: tag})
 		}
 	}
 	return doomed, nil
@@ -245,7 +309,7 @@ func (m *manifests) doomedManifest(ctx context.Context, of owner, repository str
 		t := &f.Value
 		names := uris[rkeyOf(t.Manifest, of.DID, atcr.ManifestNSID)] || t.Manifest == "" && t.ManifestDigest == d.String()
 		if t.Repository == repository && names {
-			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.TagNSID, Rkey: f.Rkey})
+			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.TagNSID, Rkey: f.Rkey, tag: t.Tag})
 		}
 		return true
 	})

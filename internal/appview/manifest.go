@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"sync"
 
+	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/sync/singleflight"
 
@@ -38,6 +40,8 @@ type manifests struct {
 	shared   bool // by several processes
 	sparse   bool // an index may name manifests that are not here
 	flight   singleflight.Group
+	met      *lru.Cache[syntax.DID, owner]
+	fresh    *freshness
 	clock    clock
 }
 
@@ -46,6 +50,9 @@ func (m *manifests) Get(ctx context.Context, c registry.Caller, name oci.Name, r
 	of, err := m.owners.find(ctx, name.Owner)
 	if err != nil {
 		return registry.Manifest{}, err
+	}
+	if c.Fresh && m.fresh.allow(of.DID) {
+		ctx = askPDS(ctx)
 	}
 	record, err := m.records.resolve(ctx, of, name, reference)
 	if err != nil {
@@ -64,7 +71,28 @@ func (m *manifests) Get(ctx context.Context, c registry.Caller, name oci.Name, r
 	if at != "" && !isIndex(out.MediaType) {
 		out.Served = func() { m.pulls.count(pullKey{at, of.DID, name.Repository}, out) }
 	}
+	m.seen(ctx, of)
 	return out, nil
+}
+
+// seen lets the index know whose image this is, once for each process and change.
+func (m *manifests) seen(ctx context.Context, of owner) {
+	if last, ok := m.met.Get(of.DID); ok && last == of {
+		return
+	}
+	if err := m.records.view.index.Meet(context.WithoutCancel(ctx), of.DID, of.Handle, of.PDS, ""); err != nil {
+		m.records.view.logger.Warn("the index cannot be written", "did", of.DID, "error", err)
+		return
+	}
+	m.met.Add(of.DID, of)
+}
+
+// keep remembers a manifest's bytes, in memory and, for when the PDS is down, in the database.
+func (m *manifests) keep(ctx context.Context, d oci.Digest, raw []byte) {
+	m.bytes.put(d, raw)
+	if err := m.records.view.index.PutContent(context.WithoutCancel(ctx), d, raw); err != nil {
+		m.records.view.logger.Warn("a manifest cannot be kept", "digest", d, "error", err)
+	}
 }
 
 // mayPull sends those away who are nobody where the blobs are not for nobody: with a challenge, so that a
@@ -102,6 +130,10 @@ func (m *manifests) read(ctx context.Context, of owner, record *atcr.Manifest) (
 }
 
 func (m *manifests) fetch(ctx context.Context, of owner, record *atcr.Manifest, d oci.Digest) ([]byte, error) {
+	if raw, err := m.records.view.index.Content(ctx, d); err == nil && raw != nil {
+		m.bytes.put(d, raw)
+		return raw, nil
+	}
 	cid := cidOf(d)
 	if record.ManifestBlob != nil {
 		cid = record.ManifestBlob.Ref.Link
@@ -119,7 +151,7 @@ func (m *manifests) fetch(ctx context.Context, of owner, record *atcr.Manifest, 
 	if !d.Matches(raw) {
 		return nil, oci.Unavailable(http.StatusBadGateway, nil, "the PDS of %s answered with other bytes than %s", of.DID, d)
 	}
-	m.bytes.put(d, raw)
+	m.keep(ctx, d, raw)
 	return raw, nil
 }
 

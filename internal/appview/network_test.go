@@ -191,6 +191,13 @@ func (n *network) restart() {
 	}
 }
 
+// anew is an AppView that has lost its database.
+func (n *network) anew() {
+	n.t.Helper()
+	n.config.DatabaseDir = n.t.TempDir()
+	n.restart()
+}
+
 // answer is a response whose body was read.
 type answer struct {
 	status int

@@ -11,6 +11,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"atcr.io/internal/identity"
+	"atcr.io/internal/index"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
 )
@@ -26,8 +27,9 @@ type directory interface {
 
 // owner is whose names these are.
 type owner struct {
-	DID syntax.DID
-	PDS string // base URL
+	DID    syntax.DID
+	PDS    string        // base URL
+	Handle syntax.Handle // by which it was found, "" where that was not by one
 }
 
 // parseIdentity reads the first part of a name, or a user name: a handle, a DID, or a DID in the only
@@ -45,12 +47,21 @@ func parseIdentity(text string) (syntax.AtIdentifier, error) {
 	return syntax.ParseAtIdentifier(text)
 }
 
+// people are those who were seen before: index.Index.
+type people interface {
+	Person(ctx context.Context, handle syntax.Handle) (index.Repo, bool, error)
+	Repo(ctx context.Context, did syntax.DID) (index.Repo, bool, error)
+}
+
 type owners struct {
 	directory directory
+	seen      people                                  // may be nil
 	names     *lru.Cache[string, syntax.AtIdentifier] // read before: reading one costs more than finding it
 }
 
-func newOwners(d directory) owners { return owners{d, newLRU[string, syntax.AtIdentifier](ownersRead)} }
+func newOwners(d directory, seen people) owners {
+	return owners{d, seen, newLRU[string, syntax.AtIdentifier](ownersRead)}
+}
 
 const ownersRead = 10_000
 
@@ -73,13 +84,35 @@ func (o owners) find(ctx context.Context, text string) (owner, error) {
 		return owner{}, oci.Errorf(oci.CodeNameInvalid, "%.100q is neither a handle nor a DID", text)
 	}
 	found, err := o.directory.Lookup(ctx, name)
+	if errors.Is(err, identity.ErrUnavailable) && o.seen != nil {
+		if of, ok := o.before(ctx, name); ok {
+			return of, nil
+		}
+	}
 	if err != nil {
 		return owner{}, identityError(text, err)
 	}
 	if found.PDS() == "" {
 		return owner{}, oci.Errorf(oci.CodeNameUnknown, "the account %.100s has no PDS", text)
 	}
-	return owner{DID: found.DID, PDS: found.PDS()}, nil
+	handle, _ := name.AsHandle() // "" for a DID
+	return owner{DID: found.DID, PDS: found.PDS(), Handle: handle}, nil
+}
+
+// before is who a name was when its images were seen last, for when nobody can say who it is now.
+func (o owners) before(ctx context.Context, name syntax.AtIdentifier) (owner, bool) {
+	var r index.Repo
+	var found bool
+	var err error
+	if handle, isHandle := name.AsHandle(); isHandle == nil {
+		r, found, err = o.seen.Person(context.WithoutCancel(ctx), handle)
+	} else {
+		r, found, err = o.seen.Repo(context.WithoutCancel(ctx), syntax.DID(name.String()))
+	}
+	if err != nil || !found || r.PDS == "" || r.Status != index.StatusActive {
+		return owner{}, false
+	}
+	return owner{DID: r.DID, PDS: r.PDS}, true
 }
 
 // own is find for names that c may change: only the DID that a name resolves to may.

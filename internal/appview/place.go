@@ -50,6 +50,7 @@ type presentKey struct {
 type places struct {
 	upstream  xrpc.Upstream
 	directory directory
+	view      *view
 	manifests interface {
 		read(ctx context.Context, of owner, record *atcr.Manifest) ([]byte, error)
 	}
@@ -59,9 +60,9 @@ type places struct {
 	clock   clock
 }
 
-func newPlaces(u xrpc.Upstream, d directory, now clock) *places {
+func newPlaces(u xrpc.Upstream, d directory, v *view, now clock) *places {
 	p := &places{
-		upstream: u, directory: d, clock: now,
+		upstream: u, directory: d, view: v, clock: now,
 		known: newLRU[blobKey, syntax.DID](placesKept), present: newLRU[presentKey, time.Time](placesKept),
 	}
 	p.scans = newCache(10_000, scanFresh, scanFailed, now, p.scan)
@@ -102,11 +103,31 @@ func (p *places) find(ctx context.Context, of owner, repository string, d oci.Di
 	if at, ok := p.known.Get(key); ok {
 		return at, nil
 	}
+	if p.view.covered(ctx, of.DID) {
+		if at := p.indexed(ctx, key); at != "" {
+			return at, nil
+		}
+	}
 	if _, err := p.scans.get(ctx, repositoryKey{of.DID, repository}); err != nil {
+		if temporary(err) && p.view.seenBefore(ctx, of.DID) {
+			if at := p.indexed(ctx, key); at != "" {
+				return at, nil
+			}
+		}
 		return "", err
 	}
 	at, _ := p.known.Get(key)
 	return at, nil
+}
+
+// indexed is the hold that has a blob, by the manifests in the index; "" where none names it.
+func (p *places) indexed(ctx context.Context, key blobKey) syntax.DID {
+	at, err := p.view.index.HoldOfBlob(context.WithoutCancel(ctx), key.did, key.repository, key.digest.String())
+	if err != nil || at == "" {
+		return ""
+	}
+	p.known.Add(key, syntax.DID(at))
+	return syntax.DID(at)
 }
 
 // scan reads the records of a repository and notes the blobs that they name. Older ones do not replace

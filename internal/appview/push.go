@@ -93,7 +93,8 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 			return err
 		}
 	}
-	m.bytes.put(man.Digest, man.Bytes)
+	m.keep(ctx, man.Digest, man.Bytes)
+	m.seen(ctx, of)
 	m.places.learn(of.DID, name.Repository, man, at.DID)
 	m.lists.forget(repositoryKey{of.DID, name.Repository})
 	return nil
@@ -226,6 +227,12 @@ func (p *push) tryWrite() error {
 	}
 	var writes []write
 	record, rkey, action := p.manifestRecord(now.manifests)
+	recordCID := ""
+	for _, f := range now.manifests {
+		if f != nil && f.Rkey == rkey {
+			recordCID = f.CID
+		}
+	}
 	if action != "" {
 		if p.blob == nil {
 			if p.blob, err = p.uploadBlob(); err != nil {
@@ -244,27 +251,38 @@ func (p *push) tryWrite() error {
 		}
 		tagRecords[tagRkey] = t
 	}
+	view := p.manifests.records.view
 	if len(writes) > 0 {
-		if err := applyWrites(p.ctx, p.manifests.sessions, p.session, p.of.DID, writes); err != nil {
+		done, err := applyWrites(p.ctx, p.manifests.sessions, p.session, p.of.DID, writes)
+		if err != nil {
 			p.unsure = p.unsure || !refused(err)
 			return err
 		}
+		view.wrote(p.ctx, p.of.DID, writes, done)
+	}
+	if action == "" { // the PDS had it, and the index may not
+		observe(p.ctx, view, p.of.DID, now.version, atcr.ManifestNSID, rkey, &found[atcr.Manifest]{Rkey: rkey, CID: recordCID, Value: *record})
 	}
 	p.manifests.records.manifests.put(recordKey{p.of.DID, rkey}, slimManifest(&found[atcr.Manifest]{Rkey: rkey, Value: *record}))
 	for tagRkey, t := range tagRecords {
-		p.manifests.records.tags.put(recordKey{p.of.DID, tagRkey}, slimTag(&found[atcr.Tag]{Rkey: tagRkey, Value: *t}))
+		p.manifests.records.tags.put(tagKey{p.of.DID, p.name.Repository, t.Tag}, slimTag(&found[atcr.Tag]{Rkey: tagRkey, Value: *t}))
 	}
 	return nil
 }
 
 // before is what the repo has under the keys that a push may write.
 type before struct {
+	version   int64 // of the index, before the PDS was read
 	manifests [2]*found[atcr.Manifest]
 	tags      [][2]*found[atcr.Tag]
 }
 
 func (p *push) read() (before, error) {
-	out := before{tags: make([][2]*found[atcr.Tag], len(p.tags))}
+	version, err := p.manifests.records.view.index.Version(p.ctx, p.of.DID)
+	if err != nil {
+		return before{}, err
+	}
+	out := before{version: version, tags: make([][2]*found[atcr.Tag], len(p.tags))}
 	g, ctx := errgroup.WithContext(p.ctx)
 	u := p.manifests.upstream
 	for i, rkey := range manifestRkeys(p.name.Repository, p.manifest.Digest) {
@@ -368,16 +386,43 @@ type write struct {
 	Collection string `json:"collection"`
 	Rkey       string `json:"rkey"`
 	Value      any    `json:"value,omitempty"`
+	tag        string // that a tag record says
+}
+
+// acknowledged is what a PDS says of writes that it made: the repo's rev behind them, and the CID of each record, ""
+// where it says none.
+type acknowledged struct {
+	Rev  string
+	CIDs []string
 }
 
 // applyWrites makes all of writes in one commit, or none. Errors: session.ErrGone, *xrpc.UpstreamError.
-func applyWrites(ctx context.Context, sessions caller, id string, repo syntax.DID, writes []write) error {
+func applyWrites(ctx context.Context, sessions caller, id string, repo syntax.DID, writes []write) (acknowledged, error) {
 	body, err := json.Marshal(map[string]any{"repo": repo, "writes": writes})
 	if err != nil {
-		return fmt.Errorf("encode writes: %w", err)
+		return acknowledged{}, fmt.Errorf("encode writes: %w", err)
 	}
-	var out struct{} // an answer that is no JSON is none: nothing may have been written
-	return sessions.Call(ctx, id, session.Call{NSID: applyWritesNSID, Body: body, ContentType: "application/json"}, &out)
+	var out struct { // an answer that is no JSON is none: nothing may have been written
+		Commit struct {
+			Rev string `json:"rev"`
+		} `json:"commit"`
+		Results []struct {
+			CID string `json:"cid"`
+		} `json:"results"`
+	}
+	if err := sessions.Call(ctx, id, session.Call{NSID: applyWritesNSID, Body: body, ContentType: "application/json"}, &out); err != nil {
+		return acknowledged{}, err
+	}
+	done := acknowledged{Rev: out.Commit.Rev}
+	if len(out.Results) == len(writes) {
+		for _, r := range out.Results {
+			done.CIDs = append(done.CIDs, r.CID)
+		}
+	}
+	if _, err := syntax.ParseTID(done.Rev); err != nil {
+		done.Rev = ""
+	}
+	return done, nil
 }
 
 // lock lets one write at a time into a repo, whichever process makes it, so that pushes of one person's images do not

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"atcr.io/api/atcr"
+	"atcr.io/internal/index"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/xrpc"
 )
@@ -26,25 +27,92 @@ type recordKey struct {
 	rkey string
 }
 
-// records reads manifest and tag records from their owners' PDSes, and keeps them for seconds.
+// tagKey is a tag of a repository.
+type tagKey struct {
+	did             syntax.DID
+	repository, tag string
+}
+
+// records answers what manifest and tag records say: from the index where a firehose keeps it true, else from
+// their owners' PDSes, for seconds. What a PDS that does not answer said before is better than nothing.
 type records struct {
 	upstream  xrpc.Upstream
 	directory directory
+	view      *view
 	manifests *cache[recordKey, *found[atcr.Manifest]] // nil values: there is none
-	tags      *cache[recordKey, *found[atcr.Tag]]
+	tags      *cache[tagKey, *found[atcr.Tag]]
 }
 
-func newRecords(u xrpc.Upstream, d directory, now func() time.Time) *records {
-	r := &records{upstream: u, directory: d}
-	r.manifests = newCache(recordsKept, recordFresh, recordFailed, now, func(ctx context.Context, k recordKey) (*found[atcr.Manifest], error) {
-		f, err := loadRecord[atcr.Manifest](ctx, r, k, atcr.ManifestNSID)
-		return slimManifest(f), err
-	})
-	r.tags = newCache(recordsKept, recordFresh, recordFailed, now, func(ctx context.Context, k recordKey) (*found[atcr.Tag], error) {
-		f, err := loadRecord[atcr.Tag](ctx, r, k, atcr.TagNSID)
-		return slimTag(f), err
-	})
+func newRecords(u xrpc.Upstream, d directory, v *view, now func() time.Time) *records {
+	r := &records{upstream: u, directory: d, view: v}
+	r.manifests = newCache(recordsKept, recordFresh, recordFailed, now, r.loadManifest)
+	r.manifests.stamp = func(ctx context.Context, k recordKey) uint64 { return v.stamp(ctx, k.did) }
+	r.manifests.covered = func(ctx context.Context, k recordKey) bool { return v.covered(ctx, k.did) }
+	r.tags = newCache(recordsKept, recordFresh, recordFailed, now, r.loadTag)
+	r.tags.stamp = func(ctx context.Context, k tagKey) uint64 { return v.stamp(ctx, k.did) }
+	r.tags.covered = func(ctx context.Context, k tagKey) bool { return v.covered(ctx, k.did) }
+	v.index.OnChange(r.changed)
 	return r
+}
+
+// changed forgets what is no longer so.
+func (r *records) changed(touched []index.Touched) {
+	for _, t := range touched {
+		switch t.Collection {
+		case atcr.ManifestNSID:
+			r.manifests.forget(recordKey{t.DID, t.Rkey})
+		case atcr.TagNSID:
+			r.tags.forget(tagKey{t.DID, t.Repository, t.Tag})
+		}
+	}
+}
+
+func (r *records) loadManifest(ctx context.Context, k recordKey) (*found[atcr.Manifest], error) {
+	if r.view.covered(ctx, k.did) {
+		m, err := r.view.index.ManifestAt(ctx, k.did, k.rkey)
+		if err == nil && m != nil {
+			return foundManifest(m), nil
+		}
+	}
+	f, err := readRecord[atcr.Manifest](ctx, r, k, atcr.ManifestNSID)
+	if err == nil {
+		return slimManifest(f), nil
+	}
+	if unanswered(err) && r.view.seenBefore(ctx, k.did) {
+		if m, indexErr := r.view.index.ManifestAt(context.WithoutCancel(ctx), k.did, k.rkey); indexErr == nil && m != nil {
+			return foundManifest(m), nil
+		}
+	}
+	return nil, recordError(k.did, err)
+}
+
+// loadTag reads both keys under which a tag's record may be.
+func (r *records) loadTag(ctx context.Context, k tagKey) (*found[atcr.Tag], error) {
+	if r.view.covered(ctx, k.did) {
+		t, err := r.view.index.TagOf(ctx, k.did, k.repository, k.tag)
+		if err == nil && t != nil {
+			return foundTag(t), nil
+		}
+	}
+	var both [2]*found[atcr.Tag]
+	g, reading := errgroup.WithContext(ctx)
+	for i, rkey := range tagRkeys(k.repository, k.tag) {
+		g.Go(func() error {
+			f, err := readRecord[atcr.Tag](reading, r, recordKey{k.did, rkey}, atcr.TagNSID)
+			both[i] = slimTag(f)
+			return err
+		})
+	}
+	err := g.Wait()
+	if err == nil {
+		return newerTag(k.repository, k.tag, both), nil
+	}
+	if unanswered(err) && r.view.seenBefore(ctx, k.did) {
+		if t, indexErr := r.view.index.TagOf(context.WithoutCancel(ctx), k.did, k.repository, k.tag); indexErr == nil && t != nil {
+			return foundTag(t), nil
+		}
+	}
+	return nil, recordError(k.did, err)
 }
 
 // keptBytes bounds what is kept of a record. Records are other people's, and of any size.
@@ -84,16 +152,30 @@ func slimTag(f *found[atcr.Tag]) *found[atcr.Tag] {
 	return &found[atcr.Tag]{Rkey: f.Rkey, CID: f.CID, Value: slim}
 }
 
-func loadRecord[T any](ctx context.Context, r *records, k recordKey, collection string) (*found[T], error) {
+// readRecord asks the owner's PDS, and lets the index know. Errors: as they come.
+func readRecord[T any](ctx context.Context, r *records, k recordKey, collection string) (*found[T], error) {
 	who, err := r.directory.LookupDID(ctx, k.did)
 	if err != nil {
-		return nil, identityError(k.did.String(), err)
+		return nil, err
+	}
+	version, err := r.view.index.Version(ctx, k.did)
+	if err != nil {
+		return nil, err
 	}
 	f, err := getRecord[T](ctx, r.upstream, who.PDS(), k.did, collection, k.rkey)
 	if err != nil {
-		return nil, upstreamError("the PDS of "+k.did.String(), err)
+		return nil, err
 	}
+	observe(ctx, r.view, k.did, version, collection, k.rkey, f)
 	return f, nil
+}
+
+// recordError says in the registry's words why a record cannot be had.
+func recordError(did syntax.DID, err error) error {
+	if _, upstream := errors.AsType[*xrpc.UpstreamError](err); upstream {
+		return upstreamError("the PDS of "+did.String(), err)
+	}
+	return identityError(did.String(), err)
 }
 
 // manifest is the record of a digest in a repository, nil for none. Its key belongs to the first repository
@@ -121,18 +203,7 @@ func tagRkeys(repository, tag string) [2]string {
 
 // tag is the record of a tag, nil for none: of two, the one that was changed last.
 func (r *records) tag(ctx context.Context, did syntax.DID, repository, tag string) (*found[atcr.Tag], error) {
-	var both [2]*found[atcr.Tag]
-	g, ctx := errgroup.WithContext(ctx)
-	for i, rkey := range tagRkeys(repository, tag) {
-		g.Go(func() (err error) {
-			both[i], err = r.tags.get(ctx, recordKey{did, rkey})
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return newerTag(repository, tag, both), nil
+	return r.tags.get(ctx, tagKey{did, repository, tag})
 }
 
 // newerTag judges by the records' fields, not by their keys.

@@ -147,6 +147,9 @@ func (x *Index) Referrers(ctx context.Context, did syntax.DID, repository, subje
 		did.String(), repository, subject, limit)
 }
 
+// listBytes bounds the memory of one list: annotations are other people's.
+const listBytes = 16 << 20
+
 func (x *Index) manifests(ctx context.Context, where string, args ...any) ([]*Manifest, error) {
 	rows, err := x.db.Reader().QueryContext(ctx, `SELECT `+manifestColumns+` FROM index_manifest m `+where, args...)
 	if err != nil {
@@ -154,10 +157,14 @@ func (x *Index) manifests(ctx context.Context, where string, args ...any) ([]*Ma
 	}
 	defer func() { _ = rows.Close() }()
 	var out []*Manifest
-	for rows.Next() {
+	for room := listBytes; room > 0 && rows.Next(); {
 		m, err := scanManifest(rows)
 		if err != nil {
 			return nil, err
+		}
+		room -= 1024
+		for k, v := range m.Annotations {
+			room -= len(k) + len(v)
 		}
 		out = append(out, m)
 	}

@@ -34,15 +34,16 @@ type Repo struct {
 	Source string
 	// Complete: all its records are here, and nothing was missed since.
 	Complete bool
-	Attempts int // to read it whole that failed, since the last that did not
+	Attempts int   // to read it whole that failed, since the last that did not
+	Version  int64 // grows with every change, by whichever process
 }
 
-const repoQuery = `SELECT did, handle, pds, rev, data, status, source, complete, attempts FROM index_repo`
+const repoQuery = `SELECT did, handle, pds, rev, data, status, source, complete, attempts, version FROM index_repo`
 
 func scanRepo(row interface{ Scan(...any) error }) (r Repo, found bool, err error) {
 	var did string
 	var complete int
-	err = row.Scan(&did, &r.Handle, &r.PDS, &r.Rev, &r.Data, &r.Status, &r.Source, &complete, &r.Attempts)
+	err = row.Scan(&did, &r.Handle, &r.PDS, &r.Rev, &r.Data, &r.Status, &r.Source, &complete, &r.Attempts, &r.Version)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Repo{}, false, nil
 	}
@@ -53,6 +54,28 @@ func scanRepo(row interface{ Scan(...any) error }) (r Repo, found bool, err erro
 // Repo is what is known of a repo.
 func (x *Index) Repo(ctx context.Context, did syntax.DID) (Repo, bool, error) {
 	return scanRepo(x.db.Reader().QueryRowContext(ctx, repoQuery+` WHERE did = ?`, did.String()))
+}
+
+// Version grows with every change of a repo, by whichever process; 0 where it is not known.
+func (x *Index) Version(ctx context.Context, did syntax.DID) (version int64, err error) {
+	err = x.db.Reader().QueryRowContext(ctx, `SELECT version FROM index_repo WHERE did = ?`, did.String()).Scan(&version)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return version, err
+}
+
+// RecordCID is the CID of a record that is there, "" for none.
+func (x *Index) RecordCID(ctx context.Context, did syntax.DID, collection, rkey string) (cid string, err error) {
+	t, ok := tables[collection]
+	if !ok {
+		return "", nil
+	}
+	err = x.db.Reader().QueryRowContext(ctx, `SELECT cid FROM `+t.name+` WHERE did = ? AND rkey = ?`, did.String(), rkey).Scan(&cid)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	return cid, err
 }
 
 // Person finds the repo of a handle, as it was when it was seen last.
@@ -129,9 +152,9 @@ func (x *Index) Meet(ctx context.Context, did syntax.DID, handle syntax.Handle, 
 // Doubt notes that changes of a repo may have been missed: it is to be read whole. Again says that it is to be
 // read even where it stands at the rev that is known.
 func (x *Index) Doubt(ctx context.Context, did syntax.DID, again bool) error {
-	query := `UPDATE index_repo SET complete = 0, due_at = 0 WHERE did = ?`
+	query := `UPDATE index_repo SET complete = 0, due_at = 0, version = version + 1 WHERE did = ?`
 	if again {
-		query = `UPDATE index_repo SET complete = 0, due_at = 0, data = '' WHERE did = ?`
+		query = `UPDATE index_repo SET complete = 0, due_at = 0, data = '', version = version + 1 WHERE did = ?`
 	}
 	err := x.exec(ctx, query, did.String())
 	x.Tell([]Touched{{DID: did}})
@@ -140,7 +163,7 @@ func (x *Index) Doubt(ctx context.Context, did syntax.DID, again bool) error {
 
 // DoubtSource does so for every repo that a stream brings.
 func (x *Index) DoubtSource(ctx context.Context, source string) error {
-	err := x.exec(ctx, `UPDATE index_repo SET complete = 0, due_at = 0 WHERE source = ?`, source)
+	err := x.exec(ctx, `UPDATE index_repo SET complete = 0, due_at = 0, version = version + 1 WHERE source = ?`, source)
 	x.Tell([]Touched{{}})
 	return err
 }
@@ -169,7 +192,7 @@ func (x *Index) SetStatus(ctx context.Context, did syntax.DID, status string) er
 				return err
 			}
 		}
-		return w.exec(`UPDATE index_repo SET status = ?, complete = 0, due_at = 0 WHERE did = ?`, clean(status, 64), did.String())
+		return w.exec(`UPDATE index_repo SET status = ?, complete = 0, due_at = 0, version = version + 1 WHERE did = ?`, clean(status, 64), did.String())
 	})
 	if err != nil {
 		return fmt.Errorf("write the index: %w", err)
@@ -222,7 +245,7 @@ func (x *Index) Replace(ctx context.Context, did syntax.DID, rev, data string, r
 		if state.Rev > rev { // commits came meanwhile, and say what followed
 			rev, data = state.Rev, state.Data
 		}
-		return w.exec(`UPDATE index_repo SET rev = ?, data = ?, status = ?, complete = 1, attempts = 0, due_at = 0 WHERE did = ?`,
+		return w.exec(`UPDATE index_repo SET rev = ?, data = ?, status = ?, complete = 1, attempts = 0, due_at = 0, version = version + 1 WHERE did = ?`,
 			rev, data, StatusActive, did.String())
 	})
 	if err != nil {
@@ -262,8 +285,9 @@ func (x *Index) difference(ctx context.Context, did syntax.DID, rev string, reco
 }
 
 // Observe notes what was read of a record without its repo's rev: Value nil for none. It counts whatever was
-// known before, so it is for repos that no stream brings. What is known already costs no write.
-func (x *Index) Observe(ctx context.Context, did syntax.DID, c Change) error {
+// known before, unless the repo changed since version, which the caller knows from before it read. What is known
+// already costs no write.
+func (x *Index) Observe(ctx context.Context, did syntax.DID, version int64, c Change) error {
 	t, ok := tables[c.Collection]
 	if !ok {
 		return nil
@@ -280,7 +304,7 @@ func (x *Index) Observe(ctx context.Context, did syntax.DID, c Change) error {
 	case c.Value != nil && cid == c.CID && cid != "":
 		return nil
 	}
-	return x.Write(ctx, []Commit{{DID: did, Changes: []Change{c}}}, Cursor{})
+	return x.Write(ctx, []Commit{{DID: did, Changes: []Change{c}, observed: true, version: version}}, Cursor{})
 }
 
 // WellFormed tells whether a manifest or tag record is kept; others are not looked at.

@@ -7,7 +7,7 @@ package index
 var migrations = []string{`
 CREATE TABLE index_repo (
 	did TEXT PRIMARY KEY, handle TEXT NOT NULL, pds TEXT NOT NULL, rev TEXT NOT NULL, data TEXT NOT NULL, status TEXT NOT NULL, source TEXT NOT NULL,
-	complete INTEGER NOT NULL, attempts INTEGER NOT NULL, due_at INTEGER NOT NULL
+	complete INTEGER NOT NULL, attempts INTEGER NOT NULL, due_at INTEGER NOT NULL, version INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX index_repo_due ON index_repo (complete, due_at);
 CREATE INDEX index_repo_handle ON index_repo (handle);

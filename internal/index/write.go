@@ -34,6 +34,9 @@ type Commit struct {
 	Since, PrevData, Data string
 	Source                string // of the stream; "" for none
 	Changes               []Change
+
+	observed bool // it counts only where the repo's version is still this
+	version  int64
 }
 
 // Cursor is how far a stream was read.
@@ -101,6 +104,9 @@ func (w *writer) commit(c *Commit) error {
 	if err != nil {
 		return err
 	}
+	if c.observed && c.version != state.Version {
+		return nil
+	}
 	passed := c.InOrder && c.Rev != "" && c.Rev <= state.Rev
 	for i := range c.Changes {
 		if passed { // what keeps copies may have them from before the one that passed
@@ -121,6 +127,11 @@ func (w *writer) commit(c *Commit) error {
 			return err
 		}
 	}
+	if len(w.touched) > 0 {
+		if err := w.exec(`UPDATE index_repo SET version = version + 1 WHERE did = ?`, w.did.String()); err != nil {
+			return err
+		}
+	}
 	return w.summarise()
 }
 
@@ -137,7 +148,7 @@ func (c *Commit) follows(state Repo) bool {
 
 // lock makes the repo's row where there is none, and lets no other process write to the repo meanwhile.
 func (w *writer) lock(source string) (Repo, error) {
-	err := w.exec(`INSERT INTO index_repo (did, handle, pds, rev, data, status, source, complete, attempts, due_at) VALUES (?,'','','','',?,?,0,0,0)
+	err := w.exec(`INSERT INTO index_repo (did, handle, pds, rev, data, status, source, complete, attempts, due_at, version) VALUES (?,'','','','',?,?,0,0,0,0)
 		ON CONFLICT (did) DO UPDATE SET did = excluded.did`, w.did.String(), StatusActive, source)
 	if err != nil {
 		return Repo{}, err

@@ -127,6 +127,9 @@ func (i *Ingester) readRepo(ctx context.Context, r Repo) (outcome string, err er
 	if base == "" {
 		return "", errors.New("the account has no PDS")
 	}
+	if err := i.config.Sink.Meet(ctx, r.DID, i.handle(ctx, who), base, ""); err != nil {
+		return "", err
+	}
 	if r.Rev != "" {
 		rev, err := i.latest(ctx, base, r.DID)
 		if err != nil {
@@ -144,6 +147,21 @@ func (i *Ingester) readRepo(ctx context.Context, r Repo) (outcome string, err er
 		return "", fmt.Errorf("the repo stands at %s, and stood at %s before", commit.Rev, r.Rev)
 	}
 	return "done", i.config.Sink.Replace(ctx, commit)
+}
+
+// handle is what an identity's document claims, if the handle leads back: "" where that cannot be found out now.
+func (i *Ingester) handle(ctx context.Context, who *identity.Identity) syntax.Handle {
+	if who.Handle == "" || who.Handle.IsInvalidHandle() {
+		return syntax.HandleInvalid
+	}
+	found, err := i.config.Directory.Lookup(ctx, who.Handle.AtIdentifier())
+	switch {
+	case err == nil && found.DID == who.DID:
+		return who.Handle
+	case errors.Is(err, identity.ErrUnavailable):
+		return ""
+	}
+	return syntax.HandleInvalid
 }
 
 func (i *Ingester) latest(ctx context.Context, base string, did syntax.DID) (string, error) {
@@ -260,7 +278,7 @@ func (i *Ingester) meet(ctx context.Context, did syntax.DID, source string) erro
 		i.drop(dropIdentity, "did", did, "error", err)
 		return ctx.Err()
 	}
-	if err := i.config.Sink.Meet(ctx, did, who.Handle, who.PDS(), source); err != nil {
+	if err := i.config.Sink.Meet(ctx, did, "", who.PDS(), source); err != nil {
 		return err
 	}
 	i.poke()
@@ -303,7 +321,8 @@ func (i *Ingester) hasCollections(ctx context.Context, did syntax.DID) bool {
 	return false
 }
 
-// identityChanged asks who a followed account is now.
+// identityChanged asks who a followed account is now; where it is reached by its handle is found out when its
+// repo is looked at.
 func (i *Ingester) identityChanged(ctx context.Context, name, source string) error {
 	did, err := syntax.ParseDID(name)
 	if err != nil {
@@ -322,7 +341,10 @@ func (i *Ingester) identityChanged(ctx context.Context, name, source string) err
 		i.drop(dropIdentity, "did", did, "error", err)
 		return ctx.Err()
 	}
-	return i.config.Sink.Meet(ctx, did, who.Handle, who.PDS(), source)
+	if err := i.config.Sink.Meet(ctx, did, "", who.PDS(), source); err != nil {
+		return err
+	}
+	return i.doubt(ctx, did)
 }
 
 // accountChanged takes what an event says of a followed account's status, which nobody signed: it is asked at

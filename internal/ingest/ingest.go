@@ -30,6 +30,7 @@ type Repo struct {
 	PDS      string
 	Rev      string
 	Data     string // CID of the tree's root at Rev, "" where unknown
+	Source   string // the stream that brings its changes, "" where none is known to
 	Active   bool
 	Complete bool
 	Attempts int
@@ -76,7 +77,8 @@ type Sink interface {
 	Write(ctx context.Context, commits []Commit, source string, cursor int64) error
 	// Replace makes a repo what records say, all that it has in the collections.
 	Replace(ctx context.Context, commit Commit) error
-	// Meet takes up a repo. source "" says that no stream is known to bring its changes.
+	// Meet takes up a repo. handle "" leaves what is known of it, syntax.HandleInvalid says that there is none;
+	// source "" leaves it too.
 	Meet(ctx context.Context, did syntax.DID, handle syntax.Handle, pds, source string) error
 	Mark(ctx context.Context, did syntax.DID, mark Mark) error
 	// DoubtSource marks every repo that a stream brings as one of which changes may have been missed.
@@ -87,6 +89,7 @@ type Sink interface {
 type Directory interface {
 	LookupDID(ctx context.Context, did syntax.DID) (*identity.Identity, error)
 	Refresh(ctx context.Context, did syntax.DID) (*identity.Identity, error)
+	Lookup(ctx context.Context, name syntax.AtIdentifier) (*identity.Identity, error)
 }
 
 // Config is what New needs.

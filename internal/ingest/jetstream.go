@@ -236,9 +236,13 @@ func (r *jetstreamReader) flush(ctx context.Context) error {
 // follow asks the PDS of a repo what is at the paths that hints name. Errors: the Sink's.
 func (r *jetstreamReader) follow(ctx context.Context, did syntax.DID, hints []hint) error {
 	i := r.ingester
-	_, followed, err := i.config.Sink.Repo(ctx, did)
+	state, followed, err := i.config.Sink.Repo(ctx, did)
 	if err != nil {
 		return err
+	}
+	source := JetstreamSource
+	if i.Live(state.Source) {
+		source = "" // a relay brings more
 	}
 	if !followed { // whether there is anything to follow, the PDS says
 		who, err := i.config.Directory.LookupDID(ctx, did)
@@ -246,7 +250,7 @@ func (r *jetstreamReader) follow(ctx context.Context, did syntax.DID, hints []hi
 			i.drop(dropHint, "did", did, "error", err)
 			return ctx.Err()
 		}
-		if err := i.config.Sink.Meet(ctx, did, who.Handle, who.PDS(), JetstreamSource); err != nil {
+		if err := i.config.Sink.Meet(ctx, did, "", who.PDS(), JetstreamSource); err != nil {
 			return err
 		}
 		i.poke()
@@ -261,7 +265,7 @@ func (r *jetstreamReader) follow(ctx context.Context, did syntax.DID, hints []hi
 			return err
 		}
 		if said := r.hints[h]; said == known {
-			if err := i.config.Sink.Write(ctx, []Commit{{DID: did, Source: JetstreamSource}}, "", 0); err != nil {
+			if err := i.config.Sink.Write(ctx, []Commit{{DID: did, Source: source}}, "", 0); err != nil {
 				return err
 			}
 			continue
@@ -274,7 +278,7 @@ func (r *jetstreamReader) follow(ctx context.Context, did syntax.DID, hints []hi
 			}
 			return i.doubt(ctx, did) // something may have happened: until it is known, the PDS is asked
 		}
-		commit.Source = JetstreamSource
+		commit.Source = source
 		if err := i.config.Sink.Write(ctx, []Commit{commit}, "", 0); err != nil {
 			return err
 		}

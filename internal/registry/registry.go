@@ -31,6 +31,7 @@ type Caller struct {
 	Session string // opaque here; "" for nobody
 	Push    bool   // whether the token also grants push on the repository
 	Token   bool   // whether a token was shown: without one, a challenge may help
+	Fresh   bool   // asks that nothing be answered from a cache
 }
 
 // Authorizer decides who may do what, by a request's token.
