@@ -81,15 +81,22 @@ func (r *Resolver) webURL(did syntax.DID) (string, error) {
 
 // fetchHandle asks the operator's resolver where there is one, else DNS and the handle's own host.
 func (r *Resolver) fetchHandle(ctx context.Context, handle syntax.Handle) (syntax.DID, error) {
-	if r.config.HandleResolverURL != "" {
-		did, err := r.askResolver(ctx, handle)
-		if err == nil {
-			return did, nil
-		}
-		if !handle.AllowedTLD() {
-			return "", err
-		}
+	if r.config.HandleResolverURL == "" {
+		return r.findHandle(ctx, handle)
 	}
+	did, err := r.askResolver(ctx, handle)
+	if err == nil || !handle.AllowedTLD() {
+		return did, err
+	}
+	did, elsewhere := r.findHandle(ctx, handle)
+	if errors.Is(elsewhere, ErrNotFound) && errors.Is(err, ErrUnavailable) {
+		return "", err // that there is none is believed only where the one that knows has answered
+	}
+	return did, elsewhere
+}
+
+// findHandle asks DNS, and the handle's own host.
+func (r *Resolver) findHandle(ctx context.Context, handle syntax.Handle) (syntax.DID, error) {
 	if !handle.AllowedTLD() {
 		return "", fmt.Errorf("%w: handle %s has a top-level domain that no handle has", ErrNotFound, handle)
 	}
