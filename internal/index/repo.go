@@ -220,7 +220,10 @@ func (x *Index) Cursor(ctx context.Context, source string) (int64, error) {
 	return cursor, err
 }
 
-const replaceBatch = 200
+const (
+	replaceBatch = 200
+	readAgain    = time.Second
+)
 
 // Replace makes the index say of a repo what its records say, all of them, as they were at rev. What was
 // written later stays.
@@ -242,11 +245,12 @@ func (x *Index) Replace(ctx context.Context, did syntax.DID, rev, data string, r
 		if err != nil {
 			return err
 		}
-		if state.Rev > rev { // commits came meanwhile, and say what followed
-			rev, data = state.Rev, state.Data
+		complete, due := true, int64(0)
+		if state.Rev > rev { // commits came meanwhile, and one between may be missing: it is read again
+			rev, data, complete, due = state.Rev, "", false, x.now().Add(readAgain).UnixMilli()
 		}
-		return w.exec(`UPDATE index_repo SET rev = ?, data = ?, status = ?, complete = 1, attempts = 0, due_at = 0, version = version + 1 WHERE did = ?`,
-			rev, data, StatusActive, did.String())
+		return w.exec(`UPDATE index_repo SET rev = ?, data = ?, status = ?, complete = ?, attempts = 0, due_at = ?, version = version + 1 WHERE did = ?`,
+			rev, data, StatusActive, number(complete), due, did.String())
 	})
 	if err != nil {
 		return fmt.Errorf("write the index: %w", err)

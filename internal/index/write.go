@@ -120,10 +120,14 @@ func (w *writer) commit(c *Commit) error {
 	}
 	if c.InOrder && !passed {
 		complete := state.Complete && c.follows(state)
+		data := c.Data
+		if !complete {
+			data = "" // at this rev not all is known
+		}
 		if state.Complete && !complete {
 			w.touched = append(w.touched, Touched{DID: w.did})
 		}
-		if err := w.exec(`UPDATE index_repo SET rev = ?, data = ?, complete = ? WHERE did = ?`, c.Rev, c.Data, number(complete), w.did.String()); err != nil {
+		if err := w.exec(`UPDATE index_repo SET rev = ?, data = ?, complete = ? WHERE did = ?`, c.Rev, data, number(complete), w.did.String()); err != nil {
 			return err
 		}
 	}

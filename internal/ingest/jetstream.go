@@ -186,8 +186,11 @@ func (r *jetstreamReader) hint(did syntax.DID, e jetstreamEvent) error {
 	}
 	r.ingester.metrics.events.WithLabelValues("commit").Inc()
 	cid := c.CID
-	if c.Operation == "delete" {
+	switch {
+	case c.Operation == "delete":
 		cid = ""
+	case cid == "":
+		cid = "unknown"
 	}
 	r.hints[hint{did, c.Collection, c.Rkey}] = cid
 	return nil
