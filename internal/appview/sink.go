@@ -70,6 +70,8 @@ func (s sink) Mark(ctx context.Context, did syntax.DID, m ingest.Mark) error {
 	switch {
 	case m.Doubt:
 		return s.index.Doubt(ctx, did, false)
+	case m.Left:
+		return s.index.Leave(ctx, did)
 	case m.Confirmed != "":
 		return s.index.Confirm(ctx, did, m.Confirmed)
 	case m.Status != "":

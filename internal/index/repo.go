@@ -161,6 +161,13 @@ func (x *Index) Doubt(ctx context.Context, did syntax.DID, again bool) error {
 	return err
 }
 
+// Leave notes that no stream is known any more to bring a repo's changes.
+func (x *Index) Leave(ctx context.Context, did syntax.DID) error {
+	err := x.exec(ctx, `UPDATE index_repo SET source = '', complete = 0, due_at = 0, version = version + 1 WHERE did = ?`, did.String())
+	x.Tell([]Touched{{DID: did}})
+	return err
+}
+
 // DoubtSource does so for every repo that a stream brings.
 func (x *Index) DoubtSource(ctx context.Context, source string) error {
 	err := x.exec(ctx, `UPDATE index_repo SET complete = 0, due_at = 0, version = version + 1 WHERE source = ?`, source)

@@ -370,7 +370,11 @@ func (i *Ingester) accountChanged(ctx context.Context, name string, active bool,
 			found = said
 		}
 	}
-	if err := i.config.Sink.Mark(ctx, did, Mark{Status: found}); err != nil {
+	mark := Mark{Status: found}
+	if !active && found == "active" { // whoever said so has it no longer: it is at another PDS, or hidden there alone
+		mark = Mark{Left: true}
+	}
+	if err := i.config.Sink.Mark(ctx, did, mark); err != nil {
 		return err
 	}
 	i.poke()

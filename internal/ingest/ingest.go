@@ -59,6 +59,7 @@ type Commit struct {
 // Mark is what became of a repo. One field is set.
 type Mark struct {
 	Doubt     bool      // changes may have been missed
+	Left      bool      // its stream no longer brings its changes
 	Confirmed string    // it stands at this rev, which is known whole
 	RetryAt   time.Time // it could not be read
 	Status    string    // of the account: active, deactivated, takendown, suspended, deleted

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	comatproto "github.com/bluesky-social/indigo/api/atproto"
@@ -33,19 +34,16 @@ const (
 
 // relayStream is com.atproto.sync.subscribeRepos of a relay or PDS.
 type relayStream struct {
-	ingester   *Ingester
-	base       string
-	discovered bool // its repos were listed
+	ingester *Ingester
+	base     string
 }
 
 func (s *relayStream) name() string { return s.base }
 
-// run connects behind the cursor that is kept. Without one it begins with what comes now, and lists what is
-// there already.
+// run connects behind the cursor that is kept, or without one begins with what comes now; and lists what was
+// there before, once.
 func (s *relayStream) run(ctx context.Context) (read bool, err error) {
 	i := s.ingester
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	cursor, err := i.config.Sink.Cursor(ctx, s.base)
 	if err != nil {
 		return false, err
@@ -59,14 +57,11 @@ func (s *relayStream) run(ctx context.Context) (read bool, err error) {
 		return false, err
 	}
 	defer func() { _ = conn.CloseNow() }()
-	if cursor == 0 && !s.discovered {
-		go func() { // the stream goes on meanwhile: what changes now is not missed
-			if err := i.Discover(ctx, s.base, nil); err != nil && ctx.Err() == nil {
-				i.log.Warn("the repos of a relay could not be listed", "source", s.base, "error", err)
-			}
-		}()
-		s.discovered = true
-	}
+	var listing sync.WaitGroup
+	defer listing.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	listing.Go(func() { i.discoverOnce(ctx, s.base) }) // the stream goes on meanwhile: what changes now is not missed
 	frames, failed := readFrames(ctx, conn, maxFrameBytes)
 	r := &relayReader{ingester: i, source: s.base, last: cursor, saved: cursor, savedAt: time.Now()}
 	return r.run(ctx, conn, frames, failed)
@@ -209,7 +204,7 @@ func (r *relayReader) take(ctx context.Context, frame []byte) error {
 		return fmt.Errorf("the server says %.100q", e.failure)
 	case e.info == "OutdatedCursor":
 		i.log.Warn("a firehose no longer has what came behind the cursor: repos are read anew", "source", r.source)
-		return i.doubtSource(ctx, r.source)
+		return errors.Join(errors.New("the server says OutdatedCursor: its repos are listed anew"), r.restart(ctx))
 	case e.seq == 0:
 		return nil
 	case e.seq <= r.last:
@@ -238,9 +233,11 @@ func (r *relayReader) take(ctx context.Context, frame []byte) error {
 	return nil
 }
 
+// restart begins with what comes from now on: what may have been missed is listed and read anew.
 func (r *relayReader) restart(ctx context.Context) error {
 	r.waiting, r.last, r.saved = nil, 0, 0
-	return errors.Join(r.ingester.config.Sink.Write(ctx, nil, r.source, 0), r.ingester.doubtSource(ctx, r.source))
+	sink := r.ingester.config.Sink
+	return errors.Join(sink.Write(ctx, nil, r.source, 0), sink.Write(ctx, nil, listed(r.source), 0), r.ingester.doubtSource(ctx, r.source))
 }
 
 func (r *relayReader) flushThen(ctx context.Context, do func() error) error {
@@ -338,6 +335,32 @@ func (r *relayReader) sync(ctx context.Context, m *comatproto.SyncSubscribeRepos
 	})
 }
 
+// listed is the name under which it is kept whether the repos of a relay were listed.
+func listed(base string) string { return "listed " + base }
+
+const discoverAgain = time.Minute
+
+// discoverOnce lists the repos of a relay unless that was done, and tries until it is.
+func (i *Ingester) discoverOnce(ctx context.Context, base string) {
+	for ctx.Err() == nil {
+		done, err := i.config.Sink.Cursor(ctx, listed(base))
+		if err == nil && done > 0 {
+			return
+		}
+		if err == nil {
+			err = i.Discover(ctx, base, nil)
+		}
+		if err == nil {
+			err = i.config.Sink.Write(ctx, nil, listed(base), 1)
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		i.log.Warn("the repos of a relay could not be listed", "source", base, "error", err)
+		sleep(ctx, discoverAgain)
+	}
+}
+
 // Discover lists the repos of a relay or PDS that have records that are kept, and takes them up. progress, where
 // not nil, is called with how many there are so far.
 func (i *Ingester) Discover(ctx context.Context, base string, progress func(int)) error {
@@ -419,5 +442,5 @@ func (i *Ingester) listDIDs(ctx context.Context, base, nsid string, query url.Va
 func unsupported(err error) bool {
 	e, ok := upstreamError(err)
 	return ok && (e.Status == http.StatusNotImplemented || e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed ||
-		e.Name == "MethodNotImplemented" || e.Name == "XRPCNotSupported")
+		e.Status == http.StatusBadRequest) // the reference PDS says InvalidRequest
 }

@@ -81,6 +81,8 @@ func (s *sink) Mark(ctx context.Context, did syntax.DID, m ingest.Mark) error {
 	switch {
 	case m.Doubt:
 		return s.Doubt(ctx, did, false)
+	case m.Left:
+		return s.Leave(ctx, did)
 	case m.Confirmed != "":
 		return s.Confirm(ctx, did, m.Confirmed)
 	case m.Status != "":
