@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -230,6 +231,20 @@ func TestCommandLine(t *testing.T) {
 		{"gc --dry-run", "nothing is collected", true},
 		{"gc --help", "only say what would be deleted", false},
 		{"repo verify", "the repo is whole", false},
+		{"repo verify --json", `"records":`, false},
+		{"repo rebuild", "0 were damaged", false},
+		{"repo import " + file + ".absent", "no such file", true},
+		{"repo import", "usage: atcr-hold repo import FILE", true},
+		{"repo import --help", "a did:key that the CAR may have been signed with", false},
+		{"key show", "signs with did:key:z", false},
+		{"key show --json", `"signingKey":"did:key:z`, false},
+		{"key rotate", "make a new one", false},
+		{"key export-rotation", "has no rotation key", true},
+		{"doctor --help", "-appview", false},
+		{"crew add --help", "your app password", false},
+		{"crew add did:plc:c --hold 127.0.0.1:1", "--hold 127.0.0.1:1", true},
+		{"crew add did:plc:c --hold 127.0.0.1:1 --password-file " + file + ".absent", "no such file", true},
+		{"backup --with-rotation-key " + file, "has no rotation key", true},
 		{"backup " + file, "keep it secret", false},
 		{"backup " + file, "exists", true},
 		{"restore " + file, "restore into empty folders", true},
@@ -243,4 +258,23 @@ func TestCommandLine(t *testing.T) {
 			t.Errorf("%s: %s", step.args, out)
 		}
 	}
+	// The repo goes out by standard output, and comes back.
+	car, err := run("repo", "export")
+	if err != nil || !strings.Contains(car[:min(len(car), 20)], "roots") {
+		t.Fatalf("%d bytes: %v", len(car), err)
+	}
+	if err := os.WriteFile(file+".car", []byte(car), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run("repo", "import", file+".car"); err != nil || !strings.Contains(out, "the repo is whole") {
+		t.Errorf("%s %v", out, err)
+	}
+	if err := command.Run(t.Context(), []string{"repo", "export"}, settings, full{}, io.Discard); err == nil || !strings.Contains(err.Error(), "no space") {
+		t.Errorf("a repo that was cut off passes for whole: %v", err)
+	}
 }
+
+// full is a place where nothing can be written.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, errors.New("no space") }

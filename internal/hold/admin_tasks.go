@@ -160,6 +160,7 @@ func adminTransfer(ctx context.Context, h *Hold, r *http.Request, tell say) erro
 }
 
 func adminVerify(ctx context.Context, h *Hold, _ *http.Request, tell say) error {
+	tell(Line{Text: "reading every record …"})
 	records, err := h.repo.Verify(ctx)
 	if err != nil {
 		return err

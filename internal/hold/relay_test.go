@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	osexec "os/exec"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -48,4 +50,36 @@ func TestRelays(t *testing.T) {
 	follow(2, false)
 	c.advance(crawlPause)
 	follow(3, false)
+}
+
+// Would catch a script that asks nobody, asks for something else, or hides that it was refused.
+func TestRequestCrawlScript(t *testing.T) {
+	t.Parallel()
+	relay := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var in struct{ Hostname string }
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || r.URL.Path != "/xrpc/"+requestCrawlNSID || r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s: %v", r.Method, r.URL.Path, err)
+		}
+		if in.Hostname != "hold.example.com" {
+			xrpc.WriteError(w, xrpc.Errorf(http.StatusBadRequest, "HostBanned", "this host is banned"))
+		}
+	}))
+	t.Cleanup(relay.Close)
+	for _, test := range []struct {
+		args, want string
+		fails      bool
+	}{
+		{"hold.example.com " + relay.URL, relay.URL + " will read hold.example.com", false},
+		{"https://hold.example.com/ " + relay.URL + "/", "will read hold.example.com", false},
+		{"other.example.com " + relay.URL, "this host is banned", true},
+		{"hold.example.com http://127.0.0.1:1 " + relay.URL, relay.URL + " will read", true},
+		{`x"y ` + relay.URL, "not a host name", true},
+		{"--help", "usage:", false},
+		{"", "usage:", true},
+	} {
+		out, err := osexec.CommandContext(t.Context(), "../../deploy/request-crawl.sh", strings.Fields(test.args)...).CombinedOutput()
+		if (err != nil) != test.fails || !strings.Contains(string(out), test.want) {
+			t.Errorf("%s: %v %s", test.args, err, out)
+		}
+	}
 }

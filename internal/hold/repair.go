@@ -43,6 +43,7 @@ func (p *repair) run(ctx context.Context, h *Hold, key *atcrypto.PrivateKeyK256)
 			return err
 		}
 	case p.rebuild:
+		p.tell(Line{Text: "reading every record …"})
 		lost := 0
 		records, err := h.host.Rebuild(ctx, h.did, key, h.handle, func(path string) {
 			lost++

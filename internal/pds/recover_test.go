@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
@@ -123,6 +124,51 @@ func TestResign(t *testing.T) {
 	if again := w.newest(t, key); again.Rev <= last.Rev {
 		t.Errorf("rev %s after %s", again.Rev, last.Rev)
 	}
+}
+
+// Would catch a change of key in the middle of writes that loses one, or signs one with the wrong key; and one
+// that fails, after which nothing is as it was.
+func TestResignWhileWriting(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	keys := []*atcrypto.PrivateKeyK256{newKey(t), newKey(t), newKey(t)}
+	var wg sync.WaitGroup
+	for c := range 4 {
+		wg.Go(func() {
+			for i := range 25 {
+				if _, err := w.repo.Apply(t.Context(), []pds.Write{put(fmt.Sprintf("c%d-%d", c, i), i)}, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for _, key := range keys {
+		if err := w.repo.Resign(t.Context(), key); err != nil {
+			t.Error(err)
+		}
+		if _, err := w.repo.Verify(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Wait()
+	w.newest(t, keys[2])
+	if n, err := w.repo.Verify(t.Context()); err != nil || n != 100 {
+		t.Errorf("%d records: %v", n, err)
+	}
+	if err := w.db.Write(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(t.Context(), `CREATE TRIGGER no_more BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no more'); END`)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.repo.Resign(t.Context(), newKey(t)); err == nil || !strings.Contains(err.Error(), "no more") {
+		t.Errorf("%v", err)
+	}
+	if err := w.db.Write(t.Context(), func(tx *sql.Tx) error { _, err := tx.ExecContext(t.Context(), `DROP TRIGGER no_more`); return err }); err != nil {
+		t.Fatal(err)
+	}
+	w.fill(t, 1)
+	w.newest(t, keys[2])
 }
 
 // Would catch a repair that keeps what is damaged, loses what is whole, or that followers do not learn of.
@@ -290,6 +336,8 @@ func FuzzReadArchive(f *testing.F) {
 	w := newWorld(f)
 	w.fill(f, 12)
 	good := w.export(f)
+	w.host.Close()
+	_ = w.db.Close() // what it does beside would pass for what an input does
 	f.Add(good)
 	f.Add(good[:len(good)/2])
 	f.Add([]byte{})

@@ -112,6 +112,21 @@ func TestAccess(t *testing.T) {
 	if !strings.Contains(out, "crew") {
 		t.Errorf("the refusal does not say what to do:\n%s", out)
 	}
+
+	// A change of the hold's key changes nothing for those who push and pull; bob makes alice a member from elsewhere.
+	if !strings.HasPrefix(n.privateDID, "did:plc:") {
+		t.Errorf("the private hold is %s", n.privateDID)
+	}
+	command(t, n.private.env, binaries.hold, "key", "rotate")
+	must(pull(bob, "bob.test/secret:1.0"))
+	must(push(bob, "bob.test/secret:2.0"))
+	command(t, []string{"APP_PASSWORD=" + n.bob.AppPassword, "HOLD_PLC_URL=" + n.pds.PLCURL, "TEST_MODE=true"},
+		binaries.hold, "crew", "add", n.alice.DID, "--hold", n.private.url, "--as", n.bob.DID)
+	waitUntil(t, "alice pushes to bob's hold", func() bool {
+		tries++
+		_, err := push(alice, fmt.Sprintf("alice.test/four%d:1.0", tries))
+		return err == nil
+	})
 }
 
 // Would catch bytes served that were never hashed, and an upload that survives a crash half-written.

@@ -139,7 +139,7 @@ func (d *daemon) kill(signal syscall.Signal) {
 	}
 }
 
-// network is the reference PDS with alice and bob, a public hold that everybody may push to, a private
+// network is the reference PDS with alice and bob, a public hold that everybody may push to, a private did:plc
 // one that is bob's alone, and an AppView.
 type network struct {
 	pds        *components.PDS
@@ -169,7 +169,7 @@ func startNetwork(t *testing.T, driver string) *network {
 		}
 	}
 	n.public, n.publicDID = n.startHold(t, append(publicStorage, "HOLD_OWNER="+n.alice.DID, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true")...)
-	n.private, n.privateDID = n.startHold(t, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_OWNER="+n.bob.DID)
+	n.private, n.privateDID = n.startHold(t, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_OWNER="+n.bob.DID, "HOLD_DID_METHOD=plc")
 	port := freePort(t)
 	n.registry = fmt.Sprintf("127.0.0.1:%d", port)
 	n.appview = startDaemon(t, binaries.appview, "http://"+n.registry, "/v2/",
@@ -193,14 +193,19 @@ func smallDisk(t *testing.T) string {
 	return dir
 }
 
-// startHold starts a hold on localhost (whose did:web the reference PDS signs tokens for).
+// startHold starts a hold on localhost (whose did:web the reference PDS signs tokens for), and tells its DID.
 func (n *network) startHold(t *testing.T, env ...string) (*daemon, string) {
 	t.Helper()
 	port := freePort(t)
 	url := fmt.Sprintf("http://localhost:%d", port)
 	env = append(env, "HOLD_PUBLIC_URL="+url, fmt.Sprintf("HOLD_SERVER_ADDR=127.0.0.1:%d", port), "HOLD_DEBUG_ADDR=",
 		"HOLD_DATABASE_DIR="+t.TempDir(), "HOLD_PLC_URL="+n.pds.PLCURL, "HOLD_LOG_LEVEL=debug")
-	return startDaemon(t, binaries.hold, url, "/xrpc/_health", env...), fmt.Sprintf("did:web:localhost%%3A%d", port)
+	d := startDaemon(t, binaries.hold, url, "/xrpc/_health", env...)
+	status, did := get(t, url+"/.well-known/atproto-did")
+	if status != http.StatusOK {
+		t.Fatalf("the hold at %s does not know who it is: %d", url, status)
+	}
+	return d, did
 }
 
 func freePort(t *testing.T) int {
