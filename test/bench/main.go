@@ -1,6 +1,7 @@
-// Command bench measures ATCR beside its peer, distribution, in one run on one machine, and prints the
+// Command bench measures ATCR beside its peers, distribution and the reference PDS, in one run on one machine, and prints the
 // figures as Markdown. What it measures: layer pushes to a folder, peak memory under many of them, S3
-// requests, small pushes, manifest and blob reads, a thousand pulls at once, and commits to a hold's repo.
+// requests, small pushes, manifest and blob reads, a thousand pulls at once, commits to a hold's
+// repo, that repo beside the reference PDS, and a hold by itself.
 //
 // It needs bin/atcr-hold and bin/atcr-appview (make build) and the components of the tests (make components).
 package main
@@ -49,11 +50,12 @@ type section struct {
 
 var sections = []section{
 	{"push", benchPush}, {"memory", benchMemory}, {"s3", benchS3Requests}, {"small", benchSmall}, {"read", benchRead}, {"commits", benchCommits},
+	{"repo", benchRepo}, {"alone", benchAlone},
 }
 
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := flags.String("only", "", "comma-separated sections: push, memory, s3, small, read, commits (default all)")
+	only := flags.String("only", "", "comma-separated sections: push, memory, s3, small, read, commits, repo, alone (default all)")
 	rounds := flags.Int("rounds", 5, "rounds of each measurement; medians are printed")
 	bin := flags.String("bin", "bin", "folder of atcr-hold and atcr-appview")
 	bare := flags.String("bare", "", "be the bare server of the reads, at address,file")

@@ -67,19 +67,22 @@ func (p *process) stop() error {
 }
 
 // peakMemory is the process's largest resident set so far, in bytes.
-func (p *process) peakMemory() (int64, error) {
+func (p *process) peakMemory() (int64, error) { return p.memory("VmHWM:") }
+
+// memory is a line of the process's status, in bytes.
+func (p *process) memory(line string) (int64, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = f.Close() }()
 	for s := bufio.NewScanner(f); s.Scan(); {
-		if value, ok := strings.CutPrefix(s.Text(), "VmHWM:"); ok {
+		if value, ok := strings.CutPrefix(s.Text(), line); ok {
 			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(value, "kB")), 10, 64)
 			return kb << 10, err
 		}
 	}
-	return 0, errors.New("no VmHWM")
+	return 0, errors.New("no " + line)
 }
 
 // resetPeak makes peakMemory begin anew.
