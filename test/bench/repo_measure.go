@@ -8,13 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
 	"github.com/bluesky-social/indigo/atproto/syntax"
-	"github.com/coder/websocket"
 
 	"atcr.io/internal/pds"
 	"atcr.io/internal/sqldb"
@@ -28,7 +26,7 @@ const (
 	referenceExport = 10_000
 )
 
-// benchRepo compares a hold's repo with the reference PDS, call by call, and measures what has no peer.
+// benchRepo compares a hold's repo with the reference PDS, call by call.
 func benchRepo(ctx context.Context, b *bench) error {
 	p, err := newPerson()
 	if err != nil {
@@ -43,10 +41,17 @@ func benchRepo(ctx context.Context, b *bench) error {
 	if err := b.benchWrites(ctx, p, reference); err != nil {
 		return err
 	}
-	if err := b.benchExport(ctx, p, reference); err != nil {
+	return b.benchExport(ctx, p, reference)
+}
+
+// benchAlone measures what has no peer.
+func benchAlone(ctx context.Context, b *bench) error {
+	p, err := newPerson()
+	if err != nil {
 		return err
 	}
-	b.printf("\n| a hold by itself | |\n|---|---|\n")
+	defer p.plc.Close()
+	b.printf("\n## A hold by itself\n\nThe subscribers are of this process, on the same machine.\n\n| | |\n|---|---|\n")
 	for _, run := range []func(context.Context, *person) error{b.benchIdle, b.benchStart, b.benchFirehose} {
 		if err := run(ctx, p); err != nil {
 			return err
@@ -270,7 +275,7 @@ func (b *bench) benchFirehose(ctx context.Context, p *person) error {
 	f := &followers{sent: make([]atomic.Int64, events)}
 	ctx, cancel := context.WithTimeout(ctx, subscribedFor+time.Minute)
 	defer cancel()
-	if err := f.follow(ctx, strings.Replace(h.url, "http://", "ws://", 1)+"/xrpc/com.atproto.sync.subscribeRepos"); err != nil {
+	if err := f.follow(ctx, strings.Replace(h.url, "http://localhost", "127.0.0.1", 1)); err != nil {
 		return err
 	}
 	tick := time.NewTicker(time.Second / eventsASecond)
@@ -299,54 +304,4 @@ func (b *bench) benchFirehose(ctx context.Context, p *person) error {
 	b.printf("| %d subscribers, %.0f events/s for %s: have them all | %d |\n| from the call to the frame, of all deliveries | median %d ms, p99 %d ms, worst %d ms |\n| peak memory with them | %.0f MB |\n",
 		subscribers, pace, subscribedFor, whole, f.quantile(0.5), f.quantile(0.99), f.quantile(1), float64(size)/1e6)
 	return h.process.stop()
-}
-
-// followers are subscriptions, and how late each event came.
-type followers struct {
-	sent  []atomic.Int64 // when each event was asked for
-	got   [subscribers]atomic.Int64
-	late  [20_000]atomic.Int64 // deliveries by their milliseconds
-	going sync.WaitGroup
-}
-
-// follow opens the subscriptions, and reads until each has all events.
-func (f *followers) follow(ctx context.Context, url string) error {
-	var opened atomic.Int64
-	return each(callers, func() error {
-		for i := opened.Add(1) - 1; i < subscribers; i = opened.Add(1) - 1 {
-			conn, _, err := websocket.Dial(ctx, url, nil) //nolint:bodyclose // a WebSocket has none
-			if err != nil {
-				return err
-			}
-			f.going.Go(func() {
-				defer func() { _ = conn.CloseNow() }()
-				for n := range f.sent {
-					if _, _, err := conn.Read(ctx); err != nil {
-						return // it is seen in what it got
-					}
-					f.got[i].Add(1)
-					late := (time.Now().UnixNano() - f.sent[n].Load()) / int64(time.Millisecond)
-					f.late[min(max(late, 0), int64(len(f.late)-1))].Add(1)
-				}
-			})
-		}
-		return nil
-	})
-}
-
-func (f *followers) wait() { f.going.Wait() }
-
-// quantile is how many milliseconds late that share of the deliveries was, at most.
-func (f *followers) quantile(q float64) int {
-	total := int64(0)
-	for i := range f.late {
-		total += f.late[i].Load()
-	}
-	sum := int64(0)
-	for i := range f.late {
-		if sum += f.late[i].Load(); float64(sum) >= q*float64(total) {
-			return i
-		}
-	}
-	return len(f.late)
 }
