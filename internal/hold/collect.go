@@ -109,6 +109,9 @@ func (h *Hold) keep(ctx context.Context, w *witness, b upload.Unnamed, o Collect
 		return "it was found in the storage, and nobody knows who uploaded it (--unclaimed deletes those)", nil
 	}
 	for _, did := range b.Concerned {
+		if did == "" { // of somebody who had their data deleted here, whatever their own repo says
+			continue
+		}
 		i := w.ask(ctx, did)
 		rkey, named := i.find(b.Digest)
 		switch {

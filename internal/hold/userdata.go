@@ -120,7 +120,7 @@ func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 		}
 		found.addTo(&out)
 	}
-	if err := h.ledger.Erase(r.Context(), caller); err != nil {
+	if err := errors.Join(h.uploads.Disown(r.Context(), caller), h.ledger.Erase(r.Context(), caller)); err != nil {
 		return err
 	}
 	h.quota.forget(caller)

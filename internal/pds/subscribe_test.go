@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -381,5 +383,50 @@ func TestSubscribeBoundary(t *testing.T) {
 	}
 	if _, err := s.host.AddRepo(t.Context(), "did:web:b.example", s.key, ""); err == nil {
 		t.Errorf("the same repo twice: %v", err)
+	}
+}
+
+// Would catch a subscriber that is left with a gap and not told: one that reads so slowly that what it has yet to be
+// sent is pruned.
+func TestConsumerTooSlow(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	s := newSite(t, pds.Config{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
+	slow := s.subscribe(t, "?cursor=0")
+	slow.next(t)
+	// More than what sockets hold and the newest events in memory have together.
+	text := strings.Repeat("x", 900_000)
+	for i := range 60 {
+		w := pds.Write{Action: pds.Put, Collection: collection, Rkey: syntax.RecordKey(fmt.Sprint("k", i)), Value: fmt.Appendf(nil, `{"text":%q}`, text)}
+		if _, err := s.repo.Apply(t.Context(), []pds.Write{w}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ahead.Store(int64(pds.KeepEvents + time.Hour))
+	if _, err := s.repo.Apply(t.Context(), []pds.Write{put("last", 1)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.host.Prune(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	last := int64(0)
+	for {
+		m, err := slow.read(t)
+		if err != nil {
+			t.Fatalf("it was not told: %v", err)
+		}
+		if m.kind == "error" {
+			if m.name != "ConsumerTooSlow" {
+				t.Errorf("%+v", m)
+			}
+			break
+		}
+		if m.seq <= last || m.kind == "#commit" && m.commit.Ops[0].Path == collection.String()+"/last" {
+			t.Fatalf("it was sent %d behind %d without a word", m.seq, last)
+		}
+		last = m.seq
+	}
+	if _, err := slow.read(t); websocket.CloseStatus(err) != websocket.StatusPolicyViolation {
+		t.Errorf("the end: %v", err)
 	}
 }

@@ -142,3 +142,29 @@ func (u *Uploads) concerned(ctx context.Context, d oci.Digest) ([]syntax.DID, er
 	}
 	return out, rows.Err()
 }
+
+// Disown forgets that did uploaded blobs or was told of them: no manifest in their repo keeps a blob any more. The
+// bytes stay as long as somebody else's do, or are collected. Bytes that are not verified yet stay theirs.
+func (u *Uploads) Disown(ctx context.Context, did syntax.DID) error {
+	err := u.db.Write(ctx, func(tx *sql.Tx) error {
+		for _, query := range []string{
+			// Nobody's, and not unknown: what was found in the storage is kept until somebody says otherwise.
+			`UPDATE OR IGNORE blob_uploader SET uploader = '', named = 1 WHERE uploader = ?`, `DELETE FROM blob_uploader WHERE uploader = ?`,
+			`DELETE FROM blob_promise WHERE did = ?`, `UPDATE blob SET uploader = '' WHERE uploader = ? AND verified = 1`,
+		} {
+			if _, err := tx.ExecContext(ctx, query, did.String()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("disown blobs: %w", err)
+	}
+	for _, p := range u.promises.Keys() {
+		if p.did == did {
+			u.promises.Remove(p)
+		}
+	}
+	return nil
+}
