@@ -9,6 +9,8 @@ FUZZTIME ?= 1m
 # Arguments of `make demo` and `make bench`, as in: make demo ARGS=--once
 ARGS ?=
 
+VERSION ?= development
+
 INSTALL := CGO_ENABLED=0 $(GO) run ./test/components/install
 TREES := $(wildcard cmd internal api lexicons test)
 # Tests that need no servers but versitygw and PostgreSQL, and those that run in the network of real ones.
@@ -72,6 +74,10 @@ generate: ## write what is generated: types from lexicons/, examples and docs/co
 		printf '\n## atcr-%s\n\n' $$name >> bin/config.md; bin/atcr-$$name config --markdown >> bin/config.md; \
 	done
 	@mv bin/config.md docs/config.md
+
+.PHONY: release
+release: ## build the credential helper for every system into bin/release (VERSION=v1.2.3)
+	@deploy/release.sh $(VERSION) bin/release
 
 GENERATED := $$({ find api .env.*.example docs/config.md -type f 2>/dev/null || true; } | sort | xargs -r sha256sum)
 .PHONY: generated
