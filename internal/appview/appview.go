@@ -10,7 +10,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -218,9 +217,16 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		directory: directory, credentials: a.credentials, sessions: sessions, address: address, baseURL: c.BaseURL,
 		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, owners: people, clock: now},
 	}
+	site, err := a.newPages(&pages{
+		directory: directory, sessions: sessions, credentials: a.credentials, choice: device.choice, welcome: greeter.welcome,
+	}, address, adapter, now)
+	if err != nil {
+		return err
+	}
 	a.mux = http.NewServeMux()
+	site.Register(a.mux)
 	for pattern, h := range map[string]httpx.Handler{
-		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /.well-known/did.json": own.getDocument, "GET /{$}": a.getHome,
+		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /.well-known/did.json": own.getDocument,
 		"GET " + oauth.MetadataPath: getClientMetadata(signIn, c.ServiceName), "GET " + oauth.JWKSPath: getJWKS(signIn),
 	} {
 		a.mux.Handle(pattern, adapter.Wrap(pattern, oci.WriteError, h))
@@ -264,13 +270,6 @@ func (a *AppView) Close() error {
 func getHealth(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, err := w.Write([]byte("ok\n"))
-	return err
-}
-
-func (a *AppView) getHome(w http.ResponseWriter, _ *http.Request) error {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, err := fmt.Fprintf(w, "This is an ATCR container registry.\n\n  docker login %[1]s -u <your handle>   (with an app password)\n  docker push %[1]s/<your handle>/<image>:<tag>\n",
-		xrpc.HostOf(a.config.BaseURL))
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"time"
@@ -43,6 +44,8 @@ type Config struct {
 	JetstreamURLs       []string `env:"ATCR_JETSTREAM_URLS" example:"https://jetstream1.us-east.bsky.network,https://jetstream2.us-east.bsky.network" doc:"Jetstream servers, tried in order: one is read. What they say is not signed, so each record is fetched from its owner's PDS with its proof. Empty: none."`
 	JetstreamDictionary string   `env:"ATCR_JETSTREAM_DICTIONARY_FILE" doc:"File with the zstd dictionary of the Jetstream servers: their messages are then asked for compressed. Empty: uncompressed."`
 	ManifestCacheBytes  int64    `env:"ATCR_MANIFEST_CACHE_BYTES" default:"268435456" doc:"Bytes of manifests that are kept in the database, so that images that were seen before can be pulled while their owner's PDS is down. 0: none."`
+
+	HelperDownloads string `env:"ATCR_HELPER_DOWNLOADS" example:"/usr/share/atcr/helper" doc:"Where releases of docker-credential-atcr lie, with their SHA256SUMS: a folder that this AppView hands out at /downloads/, or the https URL of one. /install.sh and /install.ps1 fetch from it. Empty: none are offered."`
 
 	DebugAddr string        `env:"ATCR_DEBUG_ADDR" default:"127.0.0.1:5001" doc:"Private address for /metrics and /debug/pprof/. Empty: none."`
 	LogLevel  string        `env:"ATCR_LOG_LEVEL" default:"info" doc:"debug, info, warn or error. debug has a line for every request."`
@@ -143,6 +146,9 @@ func (c *Config) validateRest() (problems []error) {
 	if c.ManifestCacheBytes < 0 {
 		add("ATCR_MANIFEST_CACHE_BYTES: %d is below zero", c.ManifestCacheBytes)
 	}
+	if err := checkDownloads(c.HelperDownloads); err != nil {
+		problems = append(problems, err)
+	}
 	problems = append(problems, daemon.CheckOneOf("ATCR_DIRECT_UPLOADS", c.DirectUploads, directAuto, directAlways, directNever),
 		daemon.CheckLogLevel("ATCR_LOG_LEVEL", c.LogLevel))
 	var err error
@@ -163,6 +169,21 @@ func streamURL(s string) (string, error) {
 		return "", err
 	}
 	return u.String(), nil
+}
+
+// checkDownloads takes a folder, an https URL, or nothing.
+func checkDownloads(text string) error {
+	if !strings.Contains(text, "://") {
+		if text != "" && !filepath.IsAbs(text) {
+			return fmt.Errorf("ATCR_HELPER_DOWNLOADS: %.100q is no absolute path", text)
+		}
+		return nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("ATCR_HELPER_DOWNLOADS: %.100q is neither a folder nor an https URL", text)
+	}
+	return nil
 }
 
 // loopbackURL is where a server that listens on address is reached from the same machine.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"atcr.io/internal/oci"
 )
 
 // ErrScope says that what an access token is asked to allow makes no sense.
@@ -52,10 +54,8 @@ func (s Scope) validate() error {
 		}
 	}
 	for _, pattern := range s.Repositories {
-		name, wild := strings.CutSuffix(pattern, "/*")
-		if name == "" || len(name) > 255 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789._-/") != "" ||
-			strings.HasPrefix(name, "/") || strings.HasSuffix(name, "/") || strings.Contains(name, "//") || strings.Contains(name, "*") {
-			return fmt.Errorf("%w: %.100q (wild: %v)", ErrScope, pattern, wild)
+		if _, err := oci.ParseName("owner.example/" + strings.TrimSuffix(pattern, "/*")); err != nil {
+			return fmt.Errorf("%w: %.100q", ErrScope, pattern)
 		}
 	}
 	return nil
