@@ -21,7 +21,7 @@ import (
 )
 
 // binaries are the daemons as users run them, built once with the race detector.
-var binaries struct{ hold, appview string }
+var binaries struct{ hold, appview, helper string }
 
 func TestMain(m *testing.M) {
 	code, err := runTests(m)
@@ -38,7 +38,7 @@ func runTests(m *testing.M) (int, error) {
 		return 1, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	for name, path := range map[string]*string{"atcr-hold": &binaries.hold, "atcr-appview": &binaries.appview} {
+	for name, path := range map[string]*string{"atcr-hold": &binaries.hold, "atcr-appview": &binaries.appview, "docker-credential-atcr": &binaries.helper} {
 		*path = filepath.Join(dir, name)
 		out, err := exec.Command("go", "build", "-race", "-o", *path, "atcr.io/cmd/"+name).CombinedOutput()
 		if err != nil {

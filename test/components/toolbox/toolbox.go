@@ -43,6 +43,7 @@ var cgo = map[string]bool{"tap": true}
 // one npm package that is compiled (better-sqlite3).
 var debian = map[string][]string{
 	"buildah":    {"buildah"},
+	"chromium":   {"chromium"},
 	"containerd": {"containerd"},
 	"ctr":        {"containerd"},
 	"curl":       {"curl"},
@@ -86,7 +87,7 @@ func Version(name string) string {
 
 // Default is what `make test` and `make bench` need: everything but the linter and Clients.
 func Default() []string {
-	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "devnet", "reference", "postgres", "crane", "regctl", "versitygw", "registry", "conformance", "tap"}
+	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "chromium", "devnet", "reference", "postgres", "crane", "regctl", "versitygw", "registry", "conformance", "tap"}
 }
 
 const nodeVersion = "22.23.3"

@@ -1,0 +1,389 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/creack/pty"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"atcr.io/test/components"
+)
+
+// machine is a machine of alice's: the helper on its PATH, docker's configuration, and a browser command that
+// writes down what it is told to open.
+type machine struct {
+	t      *testing.T
+	dir    string
+	env    []string
+	opened string // file
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	dir := t.TempDir()
+	m := &machine{t: t, dir: dir, opened: filepath.Join(dir, "opened")}
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(binaries.helper, filepath.Join(bin, "docker-credential-atcr")); err != nil {
+		t.Fatal(err)
+	}
+	script := "#!/bin/sh\necho \"$1\" >> " + m.opened + "\n"
+	if err := os.WriteFile(filepath.Join(bin, "xdg-open"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m.env = []string{
+		"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + dir, "DOCKER_CONFIG=" + filepath.Join(dir, "docker"),
+		"DOCKER_CREDENTIAL_ATCR_DIR=" + filepath.Join(dir, "atcr"), "DBUS_SESSION_BUS_ADDRESS=unix:path=" + filepath.Join(dir, "no-bus"), "TERM=xterm",
+	}
+	return m
+}
+
+// terminal runs the helper in a pseudo-terminal.
+type terminal struct {
+	cmd    *exec.Cmd
+	tty    *os.File
+	output *lockedBuffer
+	ended  chan error
+}
+
+func (m *machine) terminal(args ...string) *terminal {
+	m.t.Helper()
+	x := &terminal{cmd: exec.Command(binaries.helper, args...), output: &lockedBuffer{}, ended: make(chan error, 1)}
+	x.cmd.Env = append(os.Environ(), m.env...)
+	var err error
+	if x.tty, err = pty.Start(x.cmd); err != nil {
+		m.t.Fatal(err)
+	}
+	go func() {
+		_, _ = io.Copy(x.output, x.tty) // ends with an error when the other side is closed
+		x.ended <- x.cmd.Wait()
+	}()
+	m.t.Cleanup(func() {
+		_ = x.cmd.Process.Kill() // usually it has ended
+		_ = x.tty.Close()
+		if m.t.Failed() {
+			m.t.Logf("the terminal of %v shows:\n%s", args, x.output)
+		}
+	})
+	return x
+}
+
+// says waits for a text and returns what pattern found.
+func (x *terminal) says(t *testing.T, pattern string) string {
+	t.Helper()
+	re := regexp.MustCompile(pattern)
+	for range 240 {
+		if found := re.FindString(x.output.String()); found != "" {
+			return found
+		}
+		pause(t)
+	}
+	t.Fatalf("the terminal does not say %s:\n%s", pattern, x.output)
+	return ""
+}
+
+// wait is how it ended.
+func (x *terminal) wait(t *testing.T, want int) {
+	t.Helper()
+	<-x.ended
+	if got := x.cmd.ProcessState.ExitCode(); got != want {
+		t.Fatalf("the exit code is %d, want %d:\n%s", got, want, x.output)
+	}
+}
+
+// run runs the helper without a terminal.
+func (m *machine) run(stdin string, args ...string) (stdout, stderr string, err error) {
+	m.t.Helper()
+	cmd := exec.CommandContext(m.t.Context(), binaries.helper, args...)
+	cmd.Env = append(os.Environ(), m.env...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	return out.String(), errs.String(), err
+}
+
+// must is run for what must work.
+func (m *machine) must(args ...string) string {
+	m.t.Helper()
+	out, errs, err := m.run("", args...)
+	if err != nil {
+		m.t.Fatalf("%v: %v\n%s%s", args, err, out, errs)
+	}
+	return out
+}
+
+// signInAtPDS does what the PDS's own pages ask for, up to the AppView's page.
+func (b *browser) signInAtPDS(password string) {
+	b.t.Helper()
+	b.fill(`input[type="password"]`, password)
+	b.press("Sign in", "Next")
+	b.press("Authorize", "Accept", "Allow")
+}
+
+// signIn signs alice in at the AppView with the PDS's pages, and ends at its settings.
+func (b *browser) signIn(n *network, account components.Account) {
+	b.t.Helper()
+	b.open("http://" + n.registry + "/settings")
+	b.fill("#who", account.Handle)
+	b.press("Go on at my server")
+	b.signInAtPDS(account.Password)
+	b.until("the settings", `location.pathname === "/settings"`)
+}
+
+// Would catch anything between a person's prompt and their image that only our own code can talk to: the PDS with
+// its own pages, the browser, docker and crane are unmodified, and no password is on the machine.
+func TestSignIn(t *testing.T) {
+	t.Parallel()
+	n := startNetwork(t, "filesystem")
+	m, b := newMachine(t), newBrowser(t)
+	crane := components.Path(t, "crane")
+	d := components.StartDockerd(t)
+	d.Config = filepath.Join(m.dir, "docker")
+	docker := func(args ...string) (string, error) {
+		cmd := d.Command(t.Context(), args...)
+		cmd.Env = append(cmd.Env, m.env...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+
+	// Nobody is signed in.
+	out, errs, err := m.run(n.registry, "get")
+	if err == nil || out != "credentials not found in native keychain\n" || !strings.Contains(errs, "docker-credential-atcr login "+n.registry) {
+		t.Errorf("get: %q %q %v", out, errs, err)
+	}
+
+	// Ctrl-C while it waits.
+	x := m.terminal("login", n.registry)
+	x.says(t, `Waiting for your approval`)
+	if _, err := x.tty.Write([]byte{3}); err != nil {
+		t.Fatal(err)
+	}
+	x.wait(t, 130)
+	if !strings.Contains(x.output.String(), "nothing was changed") {
+		t.Errorf("Ctrl-C: %s", x.output)
+	}
+
+	// Refused, by a browser that has to sign in first.
+	x = m.terminal("login", n.registry, "--name", "alice's laptop")
+	page := x.says(t, `http://\S+/device\?user_code=[A-Z-]+`)
+	b.open(page)
+	b.fill("#who", n.alice.Handle)
+	b.press("Go on at my server")
+	b.signInAtPDS(n.alice.Password)
+	b.shows("alice's laptop")
+	for _, part := range []string{"alice.test", "linux/", "127.0.0.1", page[strings.LastIndex(page, "=")+1:]} {
+		if !strings.Contains(b.text(), part) {
+			t.Errorf("the page does not show %s:\n%s", part, b.text())
+		}
+	}
+	b.press("Refuse")
+	b.shows("was not signed in")
+	x.wait(t, 1)
+
+	// Approved.
+	x = m.terminal("login", n.registry, "--name", "alice's laptop")
+	page = x.says(t, `http://\S+/device\?user_code=[A-Z-]+`)
+	x.says(t, "▀")
+	b.open(page)
+	b.press("Approve")
+	b.shows("is signed in as alice.test")
+	x.says(t, "There is no keychain here")
+	x.says(t, "Signed in to "+regexp.QuoteMeta(n.registry)+" as alice.test")
+	x.wait(t, 0)
+	if opened, err := os.ReadFile(m.opened); err != nil || strings.Count(string(opened), "\n") != 3 || !strings.Contains(string(opened), page) {
+		t.Errorf("opened in the browser: %q, %v", opened, err)
+	}
+	if out := m.must("configure-docker", "--yes"); !strings.Contains(out, `"`+n.registry+`": "atcr"`) {
+		t.Errorf("configure-docker: %s", out)
+	}
+	if out := m.must("status"); !strings.Contains(out, "alice.test") || !strings.Contains(out, "valid") {
+		t.Errorf("status: %s", out)
+	}
+
+	// Pushes, by docker and by crane.
+	image := newImage(t)
+	reference := n.registry + "/alice.test/signed/docker:1.0"
+	tag, err := name.NewTag(reference, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	if err := tarball.WriteToFile(archive, tag, image.image); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"load", "-i", archive}, {"push", reference}} {
+		if out, err := docker(args...); err != nil {
+			t.Fatalf("docker %v: %v\n%s", args, err, out)
+		}
+	}
+	command(t, m.env, crane, "push", image.layout, n.registry+"/alice.test/signed/crane:1.0")
+	doctor := []string{"doctor", n.registry + "/alice.test/signed/crane:1.0", "--plc", n.pds.PLCURL, "--handles", n.pds.URL}
+	if out := m.must(doctor...); strings.Contains(out, "FAIL") || strings.Count(out, "ok ") != 8 {
+		t.Errorf("doctor:\n%s", out)
+	}
+	if out, _, err := m.run("", "doctor", n.registry+"/alice.test/signed/none:1.0", "--plc", n.pds.PLCURL, "--handles", n.pds.URL); err == nil || !strings.Contains(out, "FAIL  tag record") || !strings.Contains(out, "the owner of alice.test") {
+		t.Errorf("doctor of what is not there: %v\n%s", err, out)
+	}
+
+	testChosenHold(t, n, m, b, image, crane)
+	noSecrets(t, n, m, testRevoked(t, n, m, b))
+}
+
+// testChosenHold adds alice to bob's hold, chooses it in the settings, and pushes.
+func testChosenHold(t *testing.T, n *network, m *machine, b *browser, image testImage, crane string) {
+	t.Helper()
+	other, did := n.startHold(t, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_OWNER="+n.alice.DID)
+	for _, refused := range []string{n.privateDID, n.alice.DID, "http://localhost:1"} {
+		b.open("http://" + n.registry + "/settings")
+		b.fill("#holdfield", refused)
+		b.press("Use this hold")
+		b.shows("Your hold was not changed")
+	}
+	b.open("http://" + n.registry + "/settings")
+	b.fill("#holdfield", other.url)
+	b.press("Use this hold")
+	b.shows("Your pushes go to that hold from now on")
+	b.shows(did)
+	if out := m.must("hold", "show", "--json"); !strings.Contains(out, did) {
+		t.Errorf("hold show: %s", out)
+	}
+	command(t, m.env, crane, "push", image.layout, n.registry+"/alice.test/signed/elsewhere:1.0")
+	status, body := get(t, n.pds.URL+"/xrpc/com.atproto.repo.listRecords?"+url.Values{"repo": {n.alice.DID}, "collection": {"io.atcr.manifest"}}.Encode())
+	var list struct {
+		Records []struct {
+			Value struct{ Repository, HoldDid string }
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &list); err != nil || status != http.StatusOK {
+		t.Fatal(status, err)
+	}
+	holds := map[string]string{}
+	for _, r := range list.Records {
+		holds[r.Value.Repository] = r.Value.HoldDid
+	}
+	if holds["signed/elsewhere"] != did || holds["signed/crane"] != n.publicDID {
+		t.Errorf("the images are in %v", holds)
+	}
+	if out := m.must("hold", "use", "default"); !strings.Contains(out, n.publicDID) {
+		t.Errorf("hold use default: %s", out)
+	}
+}
+
+// testPipeline does what docs/ci.md says for a machine with neither keychain nor browser: with an access token,
+// and with an app password.
+func testPipeline(t *testing.T, n *network, token string) {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("..", "..", "docs", "ci.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := regexp.MustCompile(`(?m)^ {4}(echo .*docker login.*)$`).FindSubmatch(raw)
+	if login == nil {
+		t.Fatal("docs/ci.md has no login")
+	}
+	line := strings.NewReplacer("atcr.example", n.registry, "alice.com", "alice.test", "docker login", "crane auth login").Replace(string(login[1]))
+	crane := components.Path(t, "crane")
+	for _, password := range []string{token, n.alice.AppPassword} {
+		env := []string{"DOCKER_CONFIG=" + t.TempDir(), "REGISTRY_TOKEN=" + password, "PATH=" + filepath.Dir(crane) + ":" + os.Getenv("PATH")}
+		command(t, env, "sh", "-c", line)
+		command(t, env, crane, "pull", "--format=oci", n.registry+"/alice.test/signed/crane:1.0", filepath.Join(t.TempDir(), "out"))
+	}
+}
+
+// testRevoked revokes a device and a token in the settings, and signs the browser out.
+func testRevoked(t *testing.T, n *network, m *machine, b *browser) (token string) {
+	t.Helper()
+	exchange := func(user, secret, scope string) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.registry+"/auth/token?scope="+url.QueryEscape(scope), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.SetBasicAuth(user, secret)
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		return res.StatusCode, string(raw)
+	}
+	// An access token that may pull from one repository.
+	b.open("http://" + n.registry + "/settings")
+	b.fill("#name", "CI")
+	b.fill("#repositories", "signed/crane")
+	b.press("Make the token")
+	b.shows("shown this once")
+	token = regexp.MustCompile(`atcrt_[A-Z2-7]+`).FindString(b.text())
+	testPipeline(t, n, token)
+	if status, body := exchange("alice.test", token, "repository:alice.test/signed/crane:pull,push"); status != http.StatusOK || !strings.Contains(body, `"scope":"repository:alice.test/signed/crane:pull"`) {
+		t.Errorf("the access token: %d %s", status, body)
+	}
+	out, _, err := m.run(n.registry, "get")
+	var device struct{ Username, Secret string }
+	if err != nil || json.Unmarshal([]byte(out), &device) != nil || !strings.HasPrefix(device.Secret, "atcrd_") {
+		t.Fatalf("get: %v %q", err, out)
+	}
+	for _, label := range []string{"Revoke CI", "Revoke alice's laptop"} {
+		b.open("http://" + n.registry + "/settings")
+		b.click(`[aria-label="` + label + `"]`)
+		b.shows("It is revoked")
+	}
+	for _, secret := range []string{token, device.Secret} {
+		if status, _ := exchange("alice.test", secret, ""); status != http.StatusUnauthorized {
+			t.Errorf("a revoked secret is answered with %d", status)
+		}
+	}
+	if out := m.must("status"); !strings.Contains(out, "NOT VALID") {
+		t.Errorf("status of a revoked device: %s", out)
+	}
+	b.press("Sign out")
+	b.until("the first page", `location.pathname === "/" && document.readyState === "complete"`)
+	b.open("http://" + n.registry + "/settings")
+	b.shows("Your handle")
+	return token
+}
+
+// noSecrets searches all that the daemons logged.
+func noSecrets(t *testing.T, n *network, m *machine, token string) {
+	t.Helper()
+	secrets := []string{n.alice.Password, n.alice.AppPassword, token}
+	raw, err := os.ReadFile(filepath.Join(m.dir, "atcr", "secrets.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets = append(secrets, regexp.MustCompile(`atcrd_[A-Z2-7]+`).FindAllString(string(raw), -1)...)
+	if len(secrets) < 4 {
+		t.Fatalf("%d secrets to search for", len(secrets))
+	}
+	for _, d := range []*daemon{n.appview, n.public, n.private} {
+		log := d.output.String()
+		if len(log) == 0 {
+			t.Errorf("%s logs nothing", d.name)
+		}
+		for _, secret := range secrets {
+			if secret == "" || strings.Contains(log, secret) {
+				t.Errorf("%s logs a secret", d.name)
+			}
+		}
+		if found := regexp.MustCompile(`atcr[dt]_[A-Z2-7]{8}|Bearer ey|[?&](code|state|user_code)=|eyJ[A-Za-z0-9_-]{20}`).FindString(log); found != "" {
+			t.Errorf("%s logs what looks like a secret: %s", d.name, found)
+		}
+	}
+}
