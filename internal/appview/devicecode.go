@@ -134,6 +134,10 @@ func (d *deviceServer) postToken(w http.ResponseWriter, r *http.Request) error {
 		return &oauthError{Status: http.StatusBadRequest, Code: "unsupported_grant_type", Description: "grant_type must be " + grantDeviceCode}
 	}
 	secret, c, err := d.credentials.Poll(r.Context(), form.Get("device_code"))
+	if errors.Is(err, credential.ErrPending) { // the usual answer: nothing for the log
+		writeOAuthError(w, pollError(err))
+		return nil
+	}
 	if err != nil {
 		return pollError(err)
 	}

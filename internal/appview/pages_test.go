@@ -99,6 +99,8 @@ func TestPagesSignIn(t *testing.T) {
 	}
 	denied := decision(n.alice)
 	denied.Deny = true
+	less := decision(n.alice)
+	less.Without = []string{"repo:io.atcr.tag"}
 	good := b.callback("alice.test", "/device", decision(n.alice))
 	for what, test := range map[string]struct {
 		at   answer
@@ -107,6 +109,7 @@ func TestPagesSignIn(t *testing.T) {
 		"refused":         {n.browser().send(http.MethodGet, good), "This sign-in is over"}, // another browser
 		"without a state": {b.send(http.MethodGet, "/oauth/callback"), "This sign-in is over"},
 		"denied":          {func() answer { b := n.browser(); return b.send(http.MethodGet, b.callback("alice.test", "/", denied)) }(), "You said no"},
+		"too little":      {func() answer { b := n.browser(); return b.send(http.MethodGet, b.callback("alice.test", "/", less)) }(), "repo:io.atcr.tag"},
 		"somebody else": {func() answer {
 			b := n.browser()
 			return b.send(http.MethodGet, b.callback("alice.test", "/", decision(n.bob)))

@@ -11,6 +11,11 @@ func (s *Server) getHome(w http.ResponseWriter, _ *http.Request, v Visitor) erro
 	return s.render(w, http.StatusOK, "home", homePage{page: s.page("A container registry", v), BaseURL: s.config.BaseURL, Downloads: s.config.Downloads != ""})
 }
 
+// getNothing answers for every path that is no page.
+func (s *Server) getNothing(http.ResponseWriter, *http.Request, Visitor) error {
+	return &Problem{Status: http.StatusNotFound, Title: "No such page", Text: "There is nothing at this address.", Again: "/"}
+}
+
 func (s *Server) getLogin(w http.ResponseWriter, r *http.Request, v Visitor) error {
 	back := localPath(r.FormValue("back"), "/settings")
 	again := r.FormValue("again") != "" // more permissions are needed

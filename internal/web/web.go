@@ -219,6 +219,7 @@ var routes = []route{
 	{"GET /install.sh", everybody, (*Server).getInstallShell},
 	{"GET /install.ps1", everybody, (*Server).getInstallPowerShell},
 	{"GET /downloads/{file}", everybody, (*Server).getDownload},
+	{"GET /", everybody, (*Server).getNothing},
 }
 
 // Register adds every page to mux.

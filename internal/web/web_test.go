@@ -230,7 +230,7 @@ func TestCrossSite(t *testing.T) {
 	for _, path := range []string{"/", "/login", "/device", "/settings", "/settings/delete", "/nothing"} {
 		r := s.do(http.MethodGet, path, "", signedInCookie...)
 		policy := r.Header.Get("Content-Security-Policy")
-		if path != "/nothing" && (!strings.Contains(policy, "default-src 'none'") || !strings.Contains(policy, "frame-ancestors 'none'") || strings.Contains(policy, "script") || r.Header.Get("Cache-Control") != "no-store") {
+		if (path == "/nothing") != (r.StatusCode == http.StatusNotFound) || (!strings.Contains(policy, "default-src 'none'") || !strings.Contains(policy, "frame-ancestors 'none'") || strings.Contains(policy, "script") || r.Header.Get("Cache-Control") != "no-store") {
 			t.Errorf("%s: %v", path, r.Header)
 		}
 		if strings.Contains(r.body, "<script") || strings.Contains(r.body, " style=") || strings.Contains(r.body, "onclick") {
