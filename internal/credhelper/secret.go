@@ -76,15 +76,16 @@ func within[T any](limit time.Duration, f func() (T, error)) (T, error) {
 
 // keep stores an account's secret: in the keychain where there is one, else in a file, which it tells.
 func (h *Helper) keep(a *Account, secret string, patience time.Duration) error {
+	key := a.key()
 	if !h.OnlyFile {
-		_, err := within(patience, func() (struct{}, error) { return struct{}{}, h.Keys.Set(a.key(), secret) })
+		_, err := within(patience, func() (struct{}, error) { return struct{}{}, h.Keys.Set(key, secret) })
 		if err == nil {
 			a.Store = inKeychain
 			return nil
 		}
 	}
 	a.Store = inFile
-	return h.changeFile(func(secrets map[string]string) { secrets[a.key()] = secret })
+	return h.changeFile(func(secrets map[string]string) { secrets[key] = secret })
 }
 
 // secret reads an account's secret. Errors: errNoSecret, errLocked.
