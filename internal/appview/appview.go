@@ -224,7 +224,9 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		return err
 	}
 	a.mux = http.NewServeMux()
-	site.Register(a.mux)
+	if err := site.Register(a.mux); err != nil {
+		return err
+	}
 	for pattern, h := range map[string]httpx.Handler{
 		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /.well-known/did.json": own.getDocument,
 		"GET " + oauth.MetadataPath: getClientMetadata(signIn, c.ServiceName), "GET " + oauth.JWKSPath: getJWKS(signIn),

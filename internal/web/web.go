@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"net/url"
@@ -223,8 +224,12 @@ var routes = []route{
 }
 
 // Register adds every page to mux.
-func (s *Server) Register(mux *http.ServeMux) {
+func (s *Server) Register(mux *http.ServeMux) error {
 	protect := http.NewCrossOriginProtection()
+	// Behind a proxy the Host header may be another; New's base URL is what people see.
+	if err := protect.AddTrustedOrigin(s.config.BaseURL); err != nil {
+		return fmt.Errorf("web: the base URL: %w", err)
+	}
 	protect.SetDenyHandler(s.config.Adapter.Wrap("cross-origin", s.writeError, func(w http.ResponseWriter, r *http.Request) error {
 		s.begin(w, r)
 		return &Problem{Status: http.StatusForbidden, Title: "Not from another site", Text: "This form was sent by another web site, so it was not looked at."}
@@ -232,6 +237,7 @@ func (s *Server) Register(mux *http.ServeMux) {
 	for _, route := range routes {
 		mux.Handle(route.pattern, protect.Handler(s.config.Adapter.Wrap(route.pattern, s.writeError, s.serve(route))))
 	}
+	return nil
 }
 
 // begin sets what every answer has.

@@ -145,7 +145,9 @@ func newSite(t *testing.T, change func(*Config)) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server.Register(mux)
+	if err := server.Register(mux); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
