@@ -27,11 +27,15 @@ import (
 	"atcr.io/test/components"
 )
 
+// builtIn is where built put the commands, "" while no test wanted them.
+var builtIn string
+
 var built = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "atcr-docs-")
 	if err != nil {
 		return "", err
 	}
+	builtIn = dir
 	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "bin")+"/", "./cmd/atcr-hold", "./cmd/atcr-appview", "./cmd/atcr-demo")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -42,8 +46,8 @@ var built = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, err := built(); err == nil || dir != "" {
-		_ = os.RemoveAll(dir) // of no use to anybody, wherever it is left
+	if builtIn != "" {
+		_ = os.RemoveAll(builtIn) // of no use to anybody, wherever it is left
 	}
 	os.Exit(code)
 }
