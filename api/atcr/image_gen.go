@@ -6,6 +6,9 @@ import "encoding/json"
 
 var _ json.RawMessage
 
+// AuthFullNSID names the Lexicon.
+const AuthFullNSID = "io.atcr.authFull"
+
 // ManifestNSID names the Lexicon.
 const ManifestNSID = "io.atcr.manifest"
 

@@ -120,6 +120,9 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		return err
 	}
 	a.sessions = sessions
+	if err := warnOfLostKeys(ctx, c, sessions, signIn, a.logger); err != nil {
+		return err
+	}
 	tokens, err := regtoken.New(regtoken.Config{Secret: secrets[0], Accepted: secrets[1:], Issuer: c.BaseURL, Audience: c.ServiceName, Lifetime: c.TokenExpiration})
 	if err != nil {
 		return err

@@ -31,6 +31,26 @@ func newOAuth(c Config, guarded *http.Client) (*oauth.Client, error) {
 	return oauth.New(settings)
 }
 
+// warnOfLostKeys tells the operator of sessions whose key is not in the file: they end within the hour, and
+// their people sign in again.
+func warnOfLostKeys(ctx context.Context, c Config, sessions *session.Store, client *oauth.Client, logger *slog.Logger) error {
+	bound, err := sessions.BoundKeys(ctx)
+	if err != nil {
+		return err
+	}
+	lost := 0
+	for id, n := range bound {
+		if !client.HasKey(id) {
+			lost += n
+		}
+	}
+	if lost > 0 {
+		logger.Warn("the file of OAuth keys lacks those of some sessions, whose people will have to sign in again: is it the file of the other processes?",
+			"file", c.OAuthKeyFile, "sessions", lost)
+	}
+	return nil
+}
+
 // getClientMetadata and getJWKS say who this AppView is. Servers fetch them at each sign-in, and keep them
 // for some minutes.
 func getClientMetadata(client *oauth.Client, name string) httpx.Handler {
@@ -80,7 +100,11 @@ func RotateOAuthKey(ctx context.Context, c Config, logger *slog.Logger, _ []stri
 	if err != nil {
 		return fmt.Errorf("ATCR_OAUTH_KEY_FILE: %w", err)
 	}
-	made, err := keys.Rotate(func(id string) (bool, error) { return sessions.KeyInUse(ctx, id) })
+	bound, err := sessions.BoundKeys(ctx)
+	if err != nil {
+		return err
+	}
+	made, err := keys.Rotate(func(id string) (bool, error) { return bound[id] > 0, nil })
 	if err != nil {
 		return err
 	}

@@ -170,11 +170,24 @@ func (s *Store) revokeOAuth(ctx context.Context, t *tokens) error {
 	return s.config.OAuth.Revoke(ctx, server, t.key, t.keyID, t.refresh)
 }
 
-// KeyInUse tells whether sessions are bound to one of our OAuth keys.
-func (s *Store) KeyInUse(ctx context.Context, id string) (bool, error) {
-	var n int
-	if err := s.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM session WHERE client_key = ?`, id).Scan(&n); err != nil {
-		return false, fmt.Errorf("count sessions: %w", err)
+// BoundKeys are our OAuth keys that sessions are bound to, with how many there are of each.
+func (s *Store) BoundKeys(ctx context.Context) (map[string]int, error) {
+	rows, err := s.db.Reader().QueryContext(ctx, `SELECT client_key, count(*) FROM session WHERE client_key <> '' GROUP BY client_key`)
+	if err != nil {
+		return nil, fmt.Errorf("count sessions: %w", err)
 	}
-	return n > 0, nil
+	defer func() { _ = rows.Close() }()
+	out := map[string]int{}
+	for rows.Next() {
+		var id string
+		var n int
+		if err := rows.Scan(&id, &n); err != nil {
+			return nil, fmt.Errorf("count sessions: %w", err)
+		}
+		out[id] = n
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("count sessions: %w", err)
+	}
+	return out, nil
 }

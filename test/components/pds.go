@@ -42,10 +42,14 @@ func StartReferencePDS(tb TB, handles ...string) *PDS {
 	return StartReferencePDSWith(tb, Neighbours{}, handles...)
 }
 
-// Neighbours are servers of a test that a PDS is to reach by name and over TLS.
+// Neighbours are servers of a test that a PDS is to reach.
 type Neighbours struct {
 	Names []string // each leads to 127.0.0.1. An OAuth client's is below home.arpa: the PDS refuses .test and others
 	CA    []byte   // that the PDS trusts besides, in PEM
+	// PLCURL is another PDS's directory; "" starts one.
+	PLCURL string
+	// Lexicons is the DID of the account whose repo has all Lexicons; "" has them looked up in DNS.
+	Lexicons string
 }
 
 // StartReferencePDSWith is StartReferencePDS for a PDS with neighbours. Names need root, for a hosts file that
@@ -58,12 +62,17 @@ func StartReferencePDSWith(tb TB, n Neighbours, handles ...string) *PDS {
 	}
 	var settings struct {
 		PDSPort  int               `json:"pdsPort"`
-		PLCPort  int               `json:"plcPort"`
+		PLCPort  int               `json:"plcPort,omitempty"`
+		PLCURL   string            `json:"plcUrl,omitempty"`
+		Lexicons string            `json:"lexicons,omitempty"`
 		Data     string            `json:"data"`
 		Accounts []json.RawMessage `json:"accounts"`
 	}
-	settings.PDSPort, settings.PLCPort, settings.Data = FreePort(tb), FreePort(tb), tb.TempDir()
 	settings.Accounts = []json.RawMessage{} // none is not null
+	settings.PDSPort, settings.Data, settings.PLCURL, settings.Lexicons = FreePort(tb), tb.TempDir(), n.PLCURL, n.Lexicons
+	if n.PLCURL == "" {
+		settings.PLCPort = FreePort(tb)
+	}
 	for _, handle := range handles {
 		settings.Accounts = append(settings.Accounts, fmt.Appendf(nil, `{"handle":%q,"password":%q}`, handle, "main-password-of-"+handle))
 	}

@@ -43,6 +43,7 @@ import (
 	"atcr.io/internal/session"
 	"atcr.io/internal/session/oauth"
 	"atcr.io/internal/sqldb"
+	"atcr.io/internal/xrpc"
 	"atcr.io/test/components"
 )
 
@@ -487,13 +488,11 @@ func (n *signIns) noSecretInLogs(t *testing.T) {
 	}
 }
 
-// Would catch a PDS at which the AppView of one's own machine can sign nobody in: it has no metadata that a
-// server could fetch.
-func TestOAuthOnLoopback(t *testing.T) {
-	t.Parallel()
-	pds := components.StartReferencePDS(t, "alice.test")
+// loopback is a session store of an AppView on loopback: a public client.
+func loopback(t *testing.T, set string) *session.Store {
+	t.Helper()
 	guarded := httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: 20 * time.Second})
-	client, err := oauth.New(oauth.Config{BaseURL: "http://localhost:5000", HTTP: guarded, AllowHTTP: true})
+	client, err := oauth.New(oauth.Config{BaseURL: "http://localhost:5000", HTTP: guarded, AllowHTTP: true, PermissionSet: set})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -506,12 +505,17 @@ func TestOAuthOnLoopback(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	alice := pds.Accounts[0]
-	started, err := store.BeginSignIn(t.Context(), session.BeginSignIn{Account: session.Account{DID: syntax.DID(alice.DID), PDS: pds.URL}})
+	return store
+}
+
+// signInAt signs an account in.
+func signInAt(t *testing.T, store *session.Store, pds *components.PDS, who components.Account) session.SignInDone {
+	t.Helper()
+	started, err := store.BeginSignIn(t.Context(), session.BeginSignIn{Account: session.Account{DID: syntax.DID(who.DID), PDS: pds.URL}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	callback, err := pds.Authorize(t.Context(), started.URL, components.Decision{Account: alice})
+	callback, err := pds.Authorize(t.Context(), started.URL, components.Decision{Account: who})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -523,23 +527,93 @@ func TestOAuthOnLoopback(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tag := session.Call{NSID: "com.atproto.repo.createRecord", ContentType: "application/json", Body: []byte(
-		`{"repo":"` + alice.DID + `","collection":"io.atcr.tag","record":{"$type":"io.atcr.tag","repository":"a","tag":"b","createdAt":"2026-01-01T00:00:00Z"}}`)}
-	if err := store.Call(t.Context(), done.Session.ID, tag, nil); err != nil {
+	return done
+}
+
+// Would catch a PDS at which the AppView of one's own machine can sign nobody in: it has no metadata that a
+// server could fetch; and a published permission set that no server makes sense of, or that lacks something.
+func TestOAuthOnLoopback(t *testing.T) {
+	t.Parallel()
+	first := components.StartReferencePDS(t, "alice.test")
+	alice := first.Accounts[0]
+	canWrite(t, loopback(t, "io.atcr.authFull"), first, alice, "repo:io.atcr.manifest") // nobody publishes it: single permissions
+
+	raw, err := os.ReadFile("../../lexicons/io/atcr/authFull.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	publishLexicon(t, first, alice, raw)
+	second := components.StartReferencePDSWith(t, components.Neighbours{PLCURL: first.PLCURL, Lexicons: alice.DID}, "bob.test")
+	canWrite(t, loopback(t, "io.atcr.authFull"), second, second.Accounts[0], "repo?collection=io.atcr.manifest&") // as a server unfolds a set
+}
+
+// canWrite signs somebody in, does what the registry does and nothing else, and signs them out. A scope that
+// begins with granted must have been granted.
+func canWrite(t *testing.T, store *session.Store, pds *components.PDS, who components.Account, granted string) {
+	t.Helper()
+	done := signInAt(t, store, pds, who)
+	record := func(collection string) session.Call {
+		return session.Call{NSID: "com.atproto.repo.createRecord", ContentType: "application/json", Body: []byte(
+			`{"repo":"` + who.DID + `","collection":"` + collection + `","record":{"$type":"` + collection + `","repository":"a","tag":"b","createdAt":"2026-01-01T00:00:00Z"}}`)}
+	}
+	id := done.Session.ID
+	if err := store.Call(t.Context(), id, record("io.atcr.tag"), nil); err != nil {
 		t.Error(err)
 	}
-	if _, err := store.ServiceToken(t.Context(), done.Session.ID, "did:web:localhost%3A1", "io.atcr.hold.initiateUpload"); err != nil {
+	if err := store.Call(t.Context(), id, record("com.example.other"), nil); !errors.Is(err, session.ErrScope) {
+		t.Errorf("another collection: %v", err)
+	}
+	blob := session.Call{NSID: "com.atproto.repo.uploadBlob", ContentType: "application/vnd.oci.image.manifest.v1+json", Body: []byte("{}")}
+	if err := store.Call(t.Context(), id, blob, nil); err != nil {
 		t.Error(err)
 	}
-	var out struct{ DID string }
-	if err := store.Call(t.Context(), done.Session.ID, session.Call{NSID: "com.atproto.server.getSession"}, &out); err != nil || out.DID != alice.DID {
-		t.Errorf("%+v, %v", out, err)
+	for _, method := range []string{"io.atcr.hold.initiateUpload", "io.atcr.hold.notifyManifest", "com.atproto.sync.getBlob"} {
+		if _, err := store.ServiceToken(t.Context(), id, "did:web:localhost%3A1", method); err != nil {
+			t.Errorf("%s: %v", method, err)
+		}
 	}
-	if err := store.EndAll(t.Context(), syntax.DID(alice.DID)); err != nil {
+	infos, err := store.Sessions(t.Context(), syntax.DID(who.DID))
+	if err != nil || len(infos) != 1 || infos[0].Missing != nil || slices.Contains(infos[0].Scopes, "transition:generic") {
+		t.Errorf("%+v, %v", infos, err)
+	}
+	if !slices.ContainsFunc(infos[0].Scopes, func(s string) bool { return strings.HasPrefix(s, granted) }) {
+		t.Errorf("granted %q, not %s", infos[0].Scopes, granted)
+	}
+	if err := store.EndAll(t.Context(), syntax.DID(who.DID)); err != nil {
 		t.Error(err)
 	}
-	if _, err := store.DID(t.Context(), done.Session.ID); !errors.Is(err, session.ErrGone) {
+	if _, err := store.DID(t.Context(), id); !errors.Is(err, session.ErrGone) {
 		t.Errorf("%v", err)
+	}
+}
+
+// publishLexicon writes a Lexicon into somebody's repo, where servers look for it.
+func publishLexicon(t *testing.T, pds *components.PDS, who components.Account, raw []byte) {
+	t.Helper()
+	var schema map[string]any
+	if err := json.Unmarshal(raw, &schema); err != nil {
+		t.Fatal(err)
+	}
+	schema["$type"] = "com.atproto.lexicon.schema"
+	body, err := json.Marshal(map[string]any{"repo": who.DID, "collection": "com.atproto.lexicon.schema", "rkey": schema["id"], "record": schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	upstream := xrpc.Upstream{Client: http.DefaultClient}
+	login, err := xrpc.JSONCall(pds.URL, "com.atproto.server.createSession", "", map[string]string{"identifier": who.Handle, "password": who.AppPassword})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var opened struct{ AccessJwt string }
+	if err := upstream.JSON(t.Context(), login, &opened); err != nil {
+		t.Fatal(err)
+	}
+	put, err := xrpc.JSONCall(pds.URL, "com.atproto.repo.putRecord", opened.AccessJwt, json.RawMessage(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := upstream.JSON(t.Context(), put, nil); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -144,6 +144,15 @@ type JWKS struct {
 	Keys []JWK `json:"keys"`
 }
 
+// HasKey tells whether a session that is bound to one of our keys can be refreshed.
+func (c *Client) HasKey(id string) bool {
+	if c.public {
+		return id == ""
+	}
+	_, ok := c.config.Keys.ByID(id)
+	return ok
+}
+
 // JWKS is the document at JWKSPath.
 func (c *Client) JWKS() (JWKS, error) {
 	out := JWKS{Keys: []JWK{}}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bluesky-social/indigo/atproto/lexicon"
 	"github.com/golang-jwt/jwt/v5"
 )
 
@@ -271,5 +272,28 @@ func TestTransport(t *testing.T) {
 	}
 	if err := res.Body.Close(); err != nil || res.StatusCode != http.StatusOK || !slices.Equal(bodies, []string{"body", "body"}) {
 		t.Errorf("%v, %s, %q", err, res.Status, bodies)
+	}
+}
+
+// Would catch a published permission set that is not what we ask for.
+func TestPermissionSet(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../../lexicons/io/atcr/authFull.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file lexicon.SchemaFile
+	if err := json.Unmarshal(raw, &file); err != nil {
+		t.Fatal(err)
+	}
+	set, ok := file.Defs["main"].Inner.(lexicon.SchemaPermissionSet)
+	if err := file.FinishParse(); err != nil || !ok {
+		t.Fatalf("%T, %v", file.Defs["main"].Inner, err)
+	}
+	if err := set.CheckSchema(); err != nil {
+		t.Error(err)
+	}
+	if len(set.Permissions) != 2 || !slices.Equal(set.Permissions[0].Collection, collections) || !slices.Equal(set.Permissions[1].LXM, holdMethods) || set.Permissions[1].Audience != "*" {
+		t.Errorf("%+v", set.Permissions)
 	}
 }

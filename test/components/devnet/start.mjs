@@ -1,7 +1,7 @@
 // The account side of the network in the end-to-end tests: the reference PDS and a did:plc directory that
 // keeps its operations in memory. It speaks one line of JSON in each direction:
 //
-//   standard input   {"pdsPort", "plcPort", "data", "accounts": [{"handle", "password"}]}
+//   standard input   {"pdsPort", "plcPort" or "plcUrl", "data", "lexicons"?, "accounts": [{"handle", "password"}]}
 //   standard output  {"url", "plcUrl", "did", "accounts": [{"handle", "did", "password", "appPassword"}]}
 //
 // The answer comes when everything is ready. The process ends when its standard input is closed, so that it
@@ -22,12 +22,14 @@ for (const name of Object.keys(process.env)) if (/^(PDS|LOG)_/.test(name)) delet
 process.env.LOG_ENABLED = 'false'
 
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
-const { pdsPort, plcPort, data, accounts } = JSON.parse((await lines.next()).value)
+const { pdsPort, plcPort, plcUrl: joined, lexicons, data, accounts } = JSON.parse((await lines.next()).value)
 lines.next().then(() => process.exit(0))
 
-const { default: plc } = await import('@did-plc/server')
-await plc.PlcServer.create({ db: plc.Database.mock(), port: plcPort }).start()
-const plcUrl = `http://localhost:${plcPort}`
+const plcUrl = joined ?? `http://localhost:${plcPort}`
+if (!joined) {
+  const { default: plc } = await import('@did-plc/server')
+  await plc.PlcServer.create({ db: plc.Database.mock(), port: plcPort }).start()
+}
 
 const { PDS, readEnv } = await import('@atproto/pds')
 await mkdir(join(data, 'blobs'), { recursive: true })
@@ -40,6 +42,7 @@ const pds = await PDS.fromEnv({
   serviceDid: did,
   serviceHandleDomains: ['.test'],
   didPlcUrl: plcUrl,
+  lexiconDidAuthority: lexicons, // whose repo has all Lexicons, in place of DNS
   dataDirectory: data,
   blobstoreDiskLocation: join(data, 'blobs'),
   blobUploadLimit: 100 << 20,
