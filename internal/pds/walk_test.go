@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"math/bits"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +39,8 @@ type walker struct {
 	rev   string
 	data  cid.Cid
 	seq   int64
+	// The last few heads that were walked, with their blocks: who has those asks for the rest.
+	kept []keptBlocks
 	// By rev, for reopening: a crash may lose nothing that was acknowledged, and nothing in between.
 	history map[string]model
 }
@@ -49,6 +53,15 @@ func newWalker(t testing.TB, w *world) *walker {
 	}
 	return &walker{w: w, first: head, paths: map[string]cid.Cid{}, rev: head.Rev, data: head.Data, history: map[string]model{head.Rev: {}}}
 }
+
+// keptBlocks are all blocks of a repo at a rev.
+type keptBlocks struct {
+	rev    string
+	blocks map[cid.Cid]bool
+}
+
+// keptHeads is how far back the walker asks for differences.
+const keptHeads = 6
 
 // node is a decoded tree node.
 type node struct {
@@ -180,7 +193,8 @@ func (k *walker) walk(t testing.TB, m model) {
 		t.Fatal(err)
 	}
 	k.history[head.Rev] = maps.Clone(m)
-	paths := k.export(t, head)
+	paths, blocks := k.export(t, head)
+	k.since(t, head, blocks)
 	if len(paths) != len(m) {
 		t.Fatalf("%d records are exported, there should be %d", len(paths), len(m))
 	}
@@ -194,7 +208,7 @@ func (k *walker) walk(t testing.TB, m model) {
 }
 
 // export reads the whole repo as anybody gets it.
-func (k *walker) export(t testing.TB, head pds.Head) map[string]cid.Cid {
+func (k *walker) export(t testing.TB, head pds.Head) (map[string]cid.Cid, map[cid.Cid]bool) {
 	t.Helper()
 	var car bytes.Buffer
 	if err := k.w.repo.Export(t.Context(), &car); err != nil {
@@ -227,7 +241,39 @@ func (k *walker) export(t testing.TB, head pds.Head) map[string]cid.Cid {
 	if len(seen) != len(blocks) {
 		t.Fatalf("%d blocks are exported, %d can be reached", len(blocks), len(seen))
 	}
-	return paths
+	return paths, seen
+}
+
+// since asks for what came after earlier heads: with what was there then, it must make the whole of now, and have
+// nothing that is not of it.
+func (k *walker) since(t testing.TB, head pds.Head, now map[cid.Cid]bool) {
+	t.Helper()
+	handler := pds.Serve(adapter(), k.w.host.Routes())
+	for _, old := range k.kept {
+		w := httptest.NewRecorder()
+		req := httptest.NewRequest(http.MethodGet, "/xrpc/com.atproto.sync.getRepo?did="+did.String()+"&since="+old.rev, nil)
+		handler.ServeHTTP(w, req)
+		if w.Code != http.StatusOK {
+			t.Fatalf("since %s: %d %s", old.rev, w.Code, w.Body)
+		}
+		_, diff := blocksOf(t, w.Body.Bytes())
+		for c := range now {
+			if _, ok := diff[c]; !ok && !old.blocks[c] {
+				t.Fatalf("since %s: %s is in neither", old.rev, c)
+			}
+		}
+		for c := range diff {
+			if !now[c] {
+				t.Fatalf("since %s: %s is not of the head", old.rev, c)
+			}
+		}
+	}
+	if len(k.kept) == 0 || k.kept[len(k.kept)-1].rev != head.Rev {
+		k.kept = append(k.kept, keptBlocks{head.Rev, now})
+	}
+	if len(k.kept) > keptHeads {
+		k.kept = k.kept[1:]
+	}
 }
 
 func (k *walker) records(t testing.TB, m model, paths map[string]cid.Cid) {
