@@ -140,6 +140,10 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	if err != nil {
 		return err
 	}
+	if host, ok := strings.CutPrefix(c.DefaultHoldDID, "did:web:"); ok && targets.takesCredentials("https://"+strings.ReplaceAll(host, "%3A", ":")) {
+		a.logger.Warn("the default hold is on this AppView's own host name or below it: its blobs go through the AppView, since clients would take their tokens there",
+			"hold", c.DefaultHoldDID)
+	}
 	holds := newHolds(directory, upstream, targets, c, now)
 	calls := &holdCalls{upstream: upstream, tokens: sessions, targets: targets, again: holds.again}
 	places := newPlaces(upstream, directory, a.view, now)

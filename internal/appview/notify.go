@@ -23,8 +23,12 @@ import (
 type queue interface {
 	Add(ctx context.Context, m outbox.Message) (id int64, err error)
 	Release(ctx context.Context, id int64) error
+	ReleaseAndWait(ctx context.Context, id int64) error
 	Drop(ctx context.Context, id int64) error
 }
+
+// patience is how long a push waits for what the hold says of it, where that may be a refusal.
+const patience = 3 * time.Second
 
 // notifier tells holds what happened to the images whose blobs they have, in the person's name.
 //
@@ -58,14 +62,17 @@ type outcome int
 const (
 	notWritten outcome = iota
 	written
+	// writtenOfOthers names blobs that its pusher has not just sent: the hold may refuse to keep those for them.
+	writtenOfOthers
 	// perhapsWritten is an answer of the PDS's that was lost, or made no sense.
 	perhapsWritten
 )
 
 // pushing keeps the message of a push before the push is made, so that neither a crash nor an answer that is
-// lost lets blobs go that a manifest names. done sends it, forgets it, or leaves it to be sent in a minute.
+// lost lets blobs go that a manifest names. done sends it, forgets it, or leaves it to be sent in a minute; it returns
+// a refusal of the hold's to keep the image for this person.
 // Errors: *oci.Error where it cannot be kept: then the push must not be made.
-func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, name oci.Name, at *hold, man registry.Manifest, parsed *oci.Manifest, tags []string) (done func(outcome), err error) {
+func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, name oci.Name, at *hold, man registry.Manifest, parsed *oci.Manifest, tags []string) (done func(outcome) error, err error) {
 	in := atcr.HoldNotifyManifestInput{
 		Operation: "push", Repository: name.Repository, UserDid: of.DID.String(), ManifestDigest: man.Digest.String(),
 		Manifest: atcr.HoldNotifyManifestManifestInfo{MediaType: man.MediaType},
@@ -102,31 +109,52 @@ func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, nam
 		}
 	}
 	id, err := n.keep(ctx, c, of, at.DID, atcr.HoldNotifyManifestNSID, in)
-	done = func(what outcome) { n.settle(context.WithoutCancel(ctx), ids, membership{of.DID, at.DID}, what) }
+	done = func(what outcome) error {
+		return overQuota(of, at, n.settle(context.WithoutCancel(ctx), ids, membership{of.DID, at.DID}, what))
+	}
 	if err != nil {
-		done(notWritten)
-		return nil, err
+		return nil, errors.Join(err, done(notWritten))
 	}
 	ids = append(ids, id)
 	return done, nil
 }
 
-// settle sends or forgets the messages of a push.
-func (n *notifier) settle(ctx context.Context, ids []int64, who membership, what outcome) {
+// settle sends or forgets the messages of a push. It returns what came of the last one, where that is waited for.
+func (n *notifier) settle(ctx context.Context, ids []int64, who membership, what outcome) (answer error) {
 	settle := n.queue.Release
 	switch what {
-	case written:
+	case written, writtenOfOthers:
 	case notWritten:
 		settle = n.queue.Drop
 		n.joined.forget(who)
 	case perhapsWritten: // they go when the time is up for which they are held back
-		return
+		return nil
 	}
-	for _, id := range ids {
+	for i, id := range ids {
+		if what == writtenOfOthers && i == len(ids)-1 {
+			bounded, cancel := context.WithTimeout(ctx, patience)
+			answer = n.queue.ReleaseAndWait(bounded, id)
+			cancel()
+			continue
+		}
 		if err := settle(ctx, id); err != nil {
 			n.logger.Warn("a message to a hold is not settled", "hold", who.hold.String(), "error", err)
 		}
 	}
+	return answer
+}
+
+// overQuota is the refusal of a hold to keep more for somebody, in words; nil for every other answer. The records are
+// written by then: the image can be pulled while others keep its blobs.
+func overQuota(of owner, at *hold, err error) error {
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	if !ok || e.Name != atcr.HoldNotifyManifestErrorQuotaExceeded {
+		return nil
+	}
+	out := oci.Errorf(oci.CodeDenied, "the quota of %s at the hold %s is used up: it does not keep this image for you, and its blobs go when nobody else needs them. "+
+		"Delete images, ask its owner for more, or choose another hold, and push again%s", of.DID, at.DID, said(e))
+	out.Err = err
+	return out
 }
 
 // deleted tells of a manifest that is gone. That it cannot be kept ends nothing: what the hold is not told of, it keeps.

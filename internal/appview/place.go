@@ -57,13 +57,17 @@ type places struct {
 	known   *lru.Cache[blobKey, syntax.DID]
 	scans   *cache[repositoryKey, struct{}]
 	present *lru.Cache[presentKey, time.Time]
-	clock   clock
+	// uploaded are blobs that somebody has just sent, and the hold counted for them: of others it may say no when a
+	// manifest names them.
+	uploaded *lru.Cache[presentKey, struct{}]
+	clock    clock
 }
 
 func newPlaces(u xrpc.Upstream, d directory, v *view, now clock) *places {
 	p := &places{
 		upstream: u, directory: d, view: v, clock: now,
 		known: newLRU[blobKey, syntax.DID](placesKept), present: newLRU[presentKey, time.Time](placesKept),
+		uploaded: newLRU[presentKey, struct{}](10_000),
 	}
 	p.scans = newCache(10_000, scanFresh, scanFailed, now, p.scan)
 	p.scans.timeout = time.Minute
@@ -181,6 +185,16 @@ func (p *places) note(key repositoryKey, digest string, at syntax.DID) {
 // seen notes that a hold has a blob for reader.
 func (p *places) seen(at syntax.DID, reader string, d oci.Digest) {
 	p.present.Add(presentKey{at, reader, d}, p.clock())
+}
+
+// uploadedAll tells whether reader has just uploaded all of these.
+func (p *places) uploadedAll(at syntax.DID, reader string, all []oci.Descriptor) bool {
+	for _, b := range all {
+		if !p.uploaded.Contains(presentKey{at, reader, b.Digest}) {
+			return false
+		}
+	}
+	return true
 }
 
 // isPresent tells whether a hold had a blob for reader a moment ago.

@@ -70,14 +70,17 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 	}
 	p := &push{manifests: m, ctx: ctx, session: c.Session, of: of, name: name, at: at.DID, manifest: man, parsed: parsed, tags: tags}
 	err = p.write()
+	what := written
 	switch {
+	case err == nil && !m.places.uploadedAll(at.DID, c.Subject, parsed.Blobs()):
+		what = writtenOfOthers
 	case err == nil:
-		told(written)
 	case p.unsure:
-		told(perhapsWritten)
+		what = perhapsWritten
 	default:
-		told(notWritten)
+		what = notWritten
 	}
+	refused := told(what)
 	if err != nil {
 		return err
 	}
@@ -97,7 +100,7 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 	m.seen(ctx, of)
 	m.places.learn(of.DID, name.Repository, man, at.DID)
 	m.lists.forget(repositoryKey{of.DID, name.Repository})
-	return nil
+	return refused
 }
 
 // requireBlobs refuses a manifest whose config or layers are not in the hold.

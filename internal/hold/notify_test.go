@@ -220,6 +220,31 @@ func TestPullCounts(t *testing.T) {
 	}
 }
 
+// Would catch a private hold that counts for nobody but its members, or for an AppView that it does not trust.
+func TestPullCountsAtAPrivateHold(t *testing.T) {
+	t.Parallel()
+	p := newPeople(t)
+	s := startHold(t, p, func(c *Config) { c.TrustedAppViews = []string{stranger.String()} })
+	config := s.push(t, owner, []byte("config"))
+	if a := s.notify(t, owner, message(owner, "app", "m", config)); a.status != 200 {
+		t.Fatal(a.body)
+	}
+	in, count := message(owner, "app", "m", config), int64(7)
+	in.Operation, in.Count = "pull", &count
+	if a := s.notify(t, stranger, in); a.status != 200 {
+		t.Errorf("a trusted AppView, which is no member: %d %s", a.status, a.body)
+	}
+	if a := s.notify(t, refused, in); a.status != 403 {
+		t.Errorf("another: %d %s", a.status, a.body)
+	}
+	if err := s.publishStats(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.records(t, atcr.HoldStatsNSID)[atcr.StatsRkey(owner.String(), "app")]; !strings.Contains(r, `"pullCount":7,`) {
+		t.Errorf("%s", r)
+	}
+}
+
 // Would catch a blob in use that is deleted, one that nobody names and that stays, or one that was asked for
 // lately and goes.
 func TestCollect(t *testing.T) {

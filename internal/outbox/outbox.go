@@ -76,6 +76,9 @@ type Outbox struct {
 	stop      context.CancelFunc
 	running   sync.WaitGroup
 	delivered *prometheus.CounterVec
+
+	mu      sync.Mutex
+	waiters map[int64]chan error // for the outcome of an attempt
 }
 
 // Open migrates the table and takes up what an earlier process left.
@@ -86,7 +89,7 @@ func Open(ctx context.Context, c Config) (*Outbox, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	o := &Outbox{config: c, wake: make(chan struct{}, 1)}
+	o := &Outbox{config: c, wake: make(chan struct{}, 1), waiters: map[int64]chan error{}}
 	if err := o.measure(); err != nil {
 		return nil, err
 	}
@@ -147,6 +150,38 @@ func (o *Outbox) Release(ctx context.Context, id int64) error {
 	return err
 }
 
+// ReleaseAndWait is Release, and waits for what the first attempt of this process to deliver it comes to, but no longer
+// than ctx. It returns what Deliver did; nil too where nothing is known yet: the message is then on its way.
+func (o *Outbox) ReleaseAndWait(ctx context.Context, id int64) error {
+	outcome := make(chan error, 1)
+	o.mu.Lock()
+	o.waiters[id] = outcome
+	o.mu.Unlock()
+	defer func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		delete(o.waiters, id)
+	}()
+	if err := o.Release(context.WithoutCancel(ctx), id); err != nil {
+		return err
+	}
+	select {
+	case err := <-outcome:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (o *Outbox) tell(id int64, outcome error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if waiter, ok := o.waiters[id]; ok {
+		delete(o.waiters, id) // one attempt is told of
+		waiter <- outcome
+	}
+}
+
 // Drop forgets a message: what it would have told of did not happen.
 func (o *Outbox) Drop(ctx context.Context, id int64) error {
 	return o.exec(ctx, `DELETE FROM outbox WHERE id = ?`, id)
@@ -197,6 +232,7 @@ func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
 	deliver, cancel := context.WithTimeout(ctx, deliverWithin)
 	failed := o.config.Deliver(deliver, m)
 	cancel()
+	o.tell(m.ID, failed)
 	keep := context.WithoutCancel(ctx)
 	switch {
 	case failed == nil:

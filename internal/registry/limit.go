@@ -3,6 +3,7 @@ package registry
 import (
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"atcr.io/internal/oci"
@@ -30,6 +31,11 @@ const (
 	unknownCost = 100 // a name that nobody has
 )
 
+// wantsFresh tells whether a request asks to be answered past the caches.
+func wantsFresh(r *http.Request) bool {
+	return strings.Contains(strings.ToLower(r.Header.Get("Cache-Control")), "no-cache")
+}
+
 // take bounds a request before it is served, and says what is left with what clients count by: manifests.
 //
 // Source: distribution-spec, "Error Codes", TOOMANYREQUESTS; draft-ietf-httpapi-ratelimit-headers-02.
@@ -38,7 +44,7 @@ func (s *Server) take(w http.ResponseWriter, r *http.Request, c Caller, kind Kin
 		return nil
 	}
 	cost := usualCost
-	if r.Header.Get("Cache-Control") == "no-cache" {
+	if wantsFresh(r) {
 		cost = freshCost
 	}
 	a, limited := s.Limiter.Take(r, c, cost)
