@@ -100,6 +100,20 @@ func (d *deletedBlobs) has(ctx context.Context, key blobKey) (bool, error) {
 	return d.clock().Sub(time.UnixMilli(at)) < deletedFor, nil
 }
 
+// anyIn tells whether blobs of a repository were deleted lately.
+func (d *deletedBlobs) anyIn(ctx context.Context, key repositoryKey) (bool, error) {
+	if d.none(blobKey{did: key.did, repository: key.repository}) {
+		return false, nil
+	}
+	var n int
+	err := d.db.Reader().QueryRowContext(ctx, `SELECT count(*) FROM deleted_blob WHERE did = ? AND repository = ? AND deleted_at > ?`,
+		key.did.String(), key.repository, d.clock().Add(-deletedFor).UnixMilli()).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("look for deleted blobs: %w", err)
+	}
+	return n > 0, nil
+}
+
 // add deletes it. Errors: *oci.Error where too many are remembered.
 func (d *deletedBlobs) add(ctx context.Context, key blobKey) error {
 	now := d.clock()

@@ -58,6 +58,15 @@ func (u *uploads) Begin(ctx context.Context, c registry.Caller, name oci.Name, o
 	if err != nil {
 		return registry.Upload{}, err
 	}
+	repository := repositoryKey{of.DID, name.Repository}
+	direct := u.goesDirect(o.UserAgent, out.UploadUrl)
+	if direct && out.UploadUrl != "" { // what was deleted is there again once it is seen to arrive
+		deleted, err := u.blobs.gone.anyIn(ctx, repository)
+		if err != nil {
+			return registry.Upload{}, err
+		}
+		direct = !deleted
+	}
 	t := ticket{Hold: at.DID, Subject: c.Subject, Repository: name.Repository, Expires: u.clock().Add(uploadLifetime).Unix()}
 	switch {
 	case out.UploadUrl == "":
@@ -65,7 +74,7 @@ func (u *uploads) Begin(ctx context.Context, c registry.Caller, name oci.Name, o
 			return registry.Upload{}, err
 		}
 		t.UploadID = out.UploadId
-	case u.goesDirect(o.UserAgent, out.UploadUrl):
+	case direct:
 		return registry.Upload{Location: out.UploadUrl, Range: emptyRange}, u.blobs.recent.came(ctx, of.DID, name.Repository, at.DID, anyDigest)
 	default:
 		t.URL = out.UploadUrl

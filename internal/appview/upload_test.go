@@ -146,6 +146,31 @@ func TestDirectUploads(t *testing.T) {
 	}
 }
 
+// Would catch a blob that went straight to the hold and is not there for others, or not again after it was deleted.
+func TestDirectUploadsAreSeen(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.as(n.alice, "alice.test/app")
+	blob := []byte("straight to the hold")
+	path := "/v2/alice.test/app/blobs/" + oci.FromBytes(blob).String()
+	begin := func() string {
+		return alice.must(202, alice.do(http.MethodPost, startPath, nil, "User-Agent", "containerd/2.1")).header.Get("Location")
+	}
+	location := begin()
+	if got := request(t, http.MethodPut, location+"?digest="+oci.FromBytes(blob).String(), blob); got.status != 201 || !strings.HasPrefix(location, n.public.url) {
+		t.Fatalf("%s: %d %s", location, got.status, got.body)
+	}
+	n.nobody().must(307, n.nobody().do(http.MethodGet, path, nil))
+	n.nobody().must(200, n.nobody().do(http.MethodHead, path, nil))
+	alice.must(202, alice.do(http.MethodDelete, path, nil))
+	n.nobody().must(404, n.nobody().do(http.MethodGet, path, nil))
+	if location = begin(); !strings.HasPrefix(location, startPath) {
+		t.Fatalf("nobody will tell that it came again: %s", location)
+	}
+	alice.must(201, alice.do(http.MethodPut, location+"?digest="+oci.FromBytes(blob).String(), blob))
+	n.nobody().must(307, n.nobody().do(http.MethodGet, path, nil))
+}
+
 // Would catch a mount that gives a blob to who may not read it, or that fails where an upload would do.
 func TestMount(t *testing.T) {
 	t.Parallel()

@@ -15,6 +15,8 @@ import (
 	"os/exec"
 	"regexp"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,18 +27,29 @@ import (
 	"atcr.io/internal/envconf"
 	"atcr.io/internal/hold"
 	"atcr.io/test/components"
+	"atcr.io/test/databases"
 )
 
-// Would catch any departure from the distribution spec, released and in development, in each way that bytes
-// go.
+func TestMain(m *testing.M) { databases.Main(m) }
+
+// people are accounts at a PDS that somebody wrote.
+type people struct {
+	pds, plc, did, password string // of alice.test
+}
+
+// Would catch any departure from the distribution spec, released and in development, in each way that bytes go, on
+// each database, and at each PDS. Each two of storage, way and database meet in one of the runs. In development the
+// specification wants a header that S3 does not send: docs/divergences.md.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	s3 := components.StartVersityGW(t)
-	for _, c := range []struct{ storage, uploads, version string }{
-		{"folder", "never", "1.1"}, {"folder", "auto", "dev"}, {"S3 presigned", "never", "1.1"}, {"S3 presigned", "auto", "1.1"},
-		{"S3 through the hold", "auto", "1.1"}, {"S3 through the hold", "never", "dev"},
+	for _, c := range []struct{ storage, uploads, database, pds, version string }{
+		{"folder", "always", "SQLite", "ours", "1.1"}, {"folder", "never", "PostgreSQL", "ours", "dev"},
+		{"S3 presigned", "always", "PostgreSQL", "ours", "1.1"}, {"S3 presigned", "never", "SQLite", "ours", "1.1"},
+		{"S3 through the hold", "always", "SQLite", "ours", "dev"}, {"S3 through the hold", "never", "PostgreSQL", "ours", "1.1"},
+		{"folder", "auto", "SQLite", "the reference", "1.1"},
 	} {
-		t.Run(fmt.Sprintf("%s, direct uploads %s, %s", c.storage, c.uploads, c.version), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s, direct uploads %s, %s, %s PDS, %s", c.storage, c.uploads, c.database, c.pds, c.version), func(t *testing.T) {
 			t.Parallel()
 			settings := []string{"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir()}
 			if c.storage != "folder" {
@@ -47,30 +60,48 @@ func TestConformance(t *testing.T) {
 					"DISABLE_PRESIGNED_URLS=" + strconv.FormatBool(c.storage == "S3 through the hold"),
 				}
 			}
-			network, err := devnet.Start(t.Context(), devnet.Config{Accounts: []string{"alice.test"}})
-			if err != nil {
-				t.Fatal(err)
+			url := ""
+			if c.database == "PostgreSQL" {
+				url = databases.NewPostgres(t)
 			}
-			t.Cleanup(func() {
-				if err := network.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			registry := startAppView(t, network, startHold(t, network, settings), c.uploads)
-			suite(t, registry, network.Accounts[0], c.version)
+			alice := startPeople(t, c.pds)
+			holdDID := startHold(t, alice, settings)
+			registry, direct := startAppView(t, alice, holdDID, c.uploads, url)
+			suite(t, registry, alice, c.version)
+			if n := direct.Load(); (n > 0) != (c.uploads == "always") {
+				t.Errorf("%d requests went straight to the hold", n)
+			}
 		})
 	}
 }
 
+func startPeople(t *testing.T, pds string) people {
+	t.Helper()
+	if pds != "ours" {
+		p := components.StartReferencePDS(t, "alice.test")
+		return people{p.URL, p.PLCURL, p.Accounts[0].DID, p.Accounts[0].AppPassword}
+	}
+	network, err := devnet.Start(t.Context(), devnet.Config{Accounts: []string{"alice.test"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := network.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return people{network.PDSURL, network.PLCURL, network.Accounts[0].DID, network.Accounts[0].AppPassword}
+}
+
 // suite runs it, and fails with what it says of each failure.
-func suite(t *testing.T, registry string, alice devnet.Account, version string) {
+func suite(t *testing.T, registry string, alice people, version string) {
 	t.Helper()
 	results := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), components.Path(t, "conformance"))
 	cmd.Dir = results
 	cmd.Env = []string{
 		"OCI_REGISTRY=" + registry, "OCI_TLS=disabled", "OCI_REPO1=alice.test/repo1", "OCI_REPO2=alice.test/nested/repo2", "OCI_USERNAME=alice.test",
-		"OCI_PASSWORD=" + alice.AppPassword, "OCI_VERSION=" + version, "OCI_RESULTS_DIR=" + results, "HOME=" + results,
+		"OCI_PASSWORD=" + alice.password, "OCI_VERSION=" + version, "OCI_RESULTS_DIR=" + results, "HOME=" + results,
 	}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -112,12 +143,12 @@ func serve(t *testing.T, l net.Listener, h http.Handler, closer io.Closer) {
 }
 
 // startHold returns the hold's DID.
-func startHold(t *testing.T, network *devnet.Network, settings []string) string {
+func startHold(t *testing.T, alice people, settings []string) string {
 	t.Helper()
 	l, port := listen(t)
 	var config hold.Config
 	err := envconf.Load(append(settings,
-		"HOLD_PUBLIC_URL=http://localhost:"+port, "HOLD_OWNER="+network.Accounts[0].DID, "HOLD_PLC_URL="+network.PLCURL, "HOLD_PUBLIC=true",
+		"HOLD_PUBLIC_URL=http://localhost:"+port, "HOLD_OWNER="+alice.did, "HOLD_PLC_URL="+alice.plc, "HOLD_PUBLIC=true",
 		"HOLD_ALLOW_ALL_CREW=true", "HOLD_DATABASE_DIR="+t.TempDir(), "HOLD_DEBUG_ADDR=",
 	), hold.Prefix, &config)
 	if err != nil {
@@ -131,14 +162,14 @@ func startHold(t *testing.T, network *devnet.Network, settings []string) string 
 	return h.DID().String()
 }
 
-// startAppView returns its host and port.
-func startAppView(t *testing.T, network *devnet.Network, holdDID, uploads string) string {
+// startAppView returns its host and port, and how many requests of uploads went past it.
+func startAppView(t *testing.T, alice people, holdDID, uploads, databaseURL string) (registry string, direct *atomic.Int64) {
 	t.Helper()
 	l, port := listen(t)
 	var config appview.Config
 	err := envconf.Load([]string{
-		"ATCR_BASE_URL=http://127.0.0.1:" + port, "ATCR_DEFAULT_HOLD_DID=" + holdDID, "ATCR_DATABASE_DIR=" + t.TempDir(), "ATCR_PLC_URL=" + network.PLCURL,
-		"ATCR_HANDLE_RESOLVER_URL=" + network.PDSURL, "ATCR_DIRECT_UPLOADS=" + uploads, "ATCR_DEBUG_ADDR=", "TEST_MODE=true",
+		"ATCR_BASE_URL=http://127.0.0.1:" + port, "ATCR_DEFAULT_HOLD_DID=" + holdDID, "ATCR_DATABASE_DIR=" + t.TempDir(), "ATCR_PLC_URL=" + alice.plc, "ATCR_DATABASE_URL=" + databaseURL,
+		"ATCR_HANDLE_RESOLVER_URL=" + alice.pds, "ATCR_DIRECT_UPLOADS=" + uploads, "ATCR_DEBUG_ADDR=", "TEST_MODE=true",
 	}, appview.Prefix, &config)
 	if err != nil {
 		t.Fatal(err)
@@ -148,6 +179,7 @@ func startAppView(t *testing.T, network *devnet.Network, holdDID, uploads string
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve(t, l, a.Handler(), a)
-	return "127.0.0.1:" + port
+	front := &follower{appview: a.Handler(), hold: "http://" + strings.ReplaceAll(strings.TrimPrefix(holdDID, "did:web:"), "%3A", ":")}
+	serve(t, l, front, a)
+	return "127.0.0.1:" + port, &front.direct
 }
