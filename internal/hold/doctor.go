@@ -122,6 +122,14 @@ func (d *doctor) document(ctx context.Context) {
 		d.found(what, "another server, or an older hold, answers there: "+advice, errors.New("did.json is not this hold's"), "")
 		return
 	}
+	if public, err := url.Parse(d.config.PublicURL); err == nil && public.Scheme == "http" && !daemon.PrivateHost(public.Hostname()) {
+		d.found(what, "put a proxy with a certificate before the hold, and https:// into HOLD_PUBLIC_URL", errors.New("it is http: no relay, PDS or container client trusts that"), "")
+		return
+	}
+	if err := d.handleLeadsHere(ctx); err != nil {
+		d.found(what, "let the proxy pass /.well-known/atproto-did on as well", err, "")
+		return
+	}
 	fine := d.config.PublicURL + " leads here, and names " + d.did.String()
 	if res.TLS != nil && len(res.TLS.PeerCertificates) > 0 {
 		ends := res.TLS.PeerCertificates[0].NotAfter
@@ -131,6 +139,18 @@ func (d *doctor) document(ctx context.Context) {
 		fine += ", with a certificate until " + ends.UTC().Format(time.DateOnly)
 	}
 	d.found(what, "renew the certificate; see why what renews it did not", err, fine)
+}
+
+// handleLeadsHere: the hold's handle is its host name, where that can be one.
+func (d *doctor) handleLeadsHere(ctx context.Context) error {
+	if d.handle == "" {
+		return nil
+	}
+	res, err := d.get(ctx, d.config.PublicURL+"/.well-known/atproto-did")
+	if err == nil && strings.TrimSpace(string(res.body)) != d.did.String() {
+		err = fmt.Errorf("the handle %s does not lead to %s: /.well-known/atproto-did says something else", d.handle, d.did)
+	}
+	return err
 }
 
 // stream: proxies are known to lose WebSockets.

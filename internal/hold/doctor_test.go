@@ -49,6 +49,15 @@ func TestDoctor(t *testing.T) {
 			}
 		})
 	}
+	half := func(h *Hold) string { // a proxy that passes on but one of the two
+		web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/.well-known/did.json" {
+				h.Handler().ServeHTTP(w, r)
+			}
+		}))
+		t.Cleanup(web.Close)
+		return web.URL
+	}
 	another := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"id":"did:web:other"}`)) }))
 	t.Cleanup(another.Close)
 	gone := httptest.NewServer(http.NotFoundHandler())
@@ -71,6 +80,10 @@ func TestDoctor(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{"BAD storage", "there must be space"}},
+		"a handle that leads nowhere": {func(_ *testing.T, s *server, _ *clock) {
+			s.Hold.config.PublicURL = half(s.Hold)
+			s.handle = "hold.example.com"
+		}, []string{"BAD public URL: the handle hold.example.com does not lead to", "atproto-did"}},
 		"under the AppView": {func(_ *testing.T, s *server, _ *clock) {
 			s.Hold.config.TrustedAppViews, s.Hold.config.PublicURL = []string{"did:web:example.invalid%3A8443"}, "https://hold.example.invalid"
 		}, []string{"BAD host names: HOLD_PUBLIC_URL is hold.example.invalid", "neither the AppView's nor below it"}},

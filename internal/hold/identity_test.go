@@ -256,6 +256,11 @@ func TestDirectoryOutage(t *testing.T) {
 	if again, err := os.ReadFile(config.RotationKeyPath); err != nil || string(again) != string(key) {
 		t.Errorf("another rotation key was made: %v", err)
 	}
+	other := config
+	other.PLCURL = newDirectory(t).people.url
+	if err := with(t, other, nil); !errors.Is(err, plc.ErrNotFound) || !strings.Contains(err.Error(), "Is HOLD_PLC_URL the directory") {
+		t.Errorf("another directory: %v", err)
+	}
 	config.PublicURL = "https://elsewhere.example.com"
 	up = d.down()
 	err = with(t, config, func(h *Hold) {
@@ -320,17 +325,37 @@ func TestRotationKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fresh := d.config(t)
-	if fresh.RecoveryKey, err = didKey(recovery); err != nil {
-		t.Fatal(err)
+	for name, fresh := range map[string]Config{"new": d.config(t), "added": config} {
+		if fresh.RecoveryKey, err = didKey(recovery); err != nil {
+			t.Fatal(err)
+		}
+		if err := with(t, fresh, func(h *Hold) {
+			last, err := d.client.Last(t.Context(), h.did)
+			if err != nil || len(last.Operation.RotationKeys) != 2 || last.Operation.RotationKeys[0] != fresh.RecoveryKey {
+				t.Errorf("%s: %v %v", name, last.Operation.RotationKeys, err)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := with(t, fresh, func(h *Hold) {
+	// The identity is given up: nothing can be done here, and nothing may look as if it went on.
+	if err := with(t, config, func(h *Hold) {
 		last, err := d.client.Last(t.Context(), h.did)
-		if err != nil || len(last.Operation.RotationKeys) != 2 || last.Operation.RotationKeys[0] != fresh.RecoveryKey {
-			t.Errorf("%v %v", last.Operation.RotationKeys, err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := &plc.Operation{Type: plc.TypeTombstone, Prev: &last.CID}
+		if err := end.Sign(recovery); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.client.Submit(t.Context(), h.did, end); err != nil {
+			t.Fatal(err)
 		}
 	}); err != nil {
 		t.Fatal(err)
+	}
+	if err := with(t, config, nil); err == nil || !strings.Contains(err.Error(), "was given up") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -36,12 +36,18 @@ func repairFor(name string, r *http.Request, tell say) repair {
 	return repair{}
 }
 
+// run repairs. The ledger is to follow from what the records are then: that is noted first, so that it is done
+// even where the process ends in between.
 func (p *repair) run(ctx context.Context, h *Hold, key *atcrypto.PrivateKeyK256) error {
+	if p.archive == nil && !p.rebuild {
+		return nil
+	}
+	if err := h.ledger.Reset(ctx); err != nil {
+		return err
+	}
 	switch {
 	case p.archive != nil:
-		if err := p.importArchive(ctx, h, key); err != nil {
-			return err
-		}
+		return p.importArchive(ctx, h, key)
 	case p.rebuild:
 		p.tell(Line{Text: "reading every record …"})
 		lost := 0
@@ -53,10 +59,8 @@ func (p *repair) run(ctx context.Context, h *Hold, key *atcrypto.PrivateKeyK256)
 			return err
 		}
 		p.tell(Line{Text: fmt.Sprintf("the repo was signed anew over %d records; %d were damaged", records, lost), Data: map[string]any{"records": records, "damaged": lost}})
-	default:
-		return nil
 	}
-	return h.ledger.Reset(ctx)
+	return nil
 }
 
 func (p *repair) importArchive(ctx context.Context, h *Hold, key *atcrypto.PrivateKeyK256) error {

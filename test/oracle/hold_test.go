@@ -131,6 +131,14 @@ func (h *holdServer) serve(t *testing.T, l net.Listener) {
 	}
 }
 
+// try is a start that is refused, and why.
+func (h *holdServer) try(t *testing.T) error {
+	t.Helper()
+	l := listen(t, h.address)
+	defer func() { _ = l.Close() }() // it never came so far that it had it
+	return hold.Run(t.Context(), h.config, hold.Options{Logger: slog.New(slog.DiscardHandler), Listener: l})
+}
+
 func (h *holdServer) stop(t *testing.T) {
 	t.Helper()
 	if err := h.end(); err != nil {
