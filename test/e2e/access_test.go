@@ -59,6 +59,17 @@ func TestAccess(t *testing.T) {
 	waitUntil(t, "bob is a member", func() bool {
 		return n.holdRecords(t, n.public, n.publicDID, "io.atcr.hold.crew", n.bob.DID) == 1
 	})
+	waitUntil(t, "the hold posts about what was pushed", func() bool {
+		_, posts := get(t, n.public.url+"/xrpc/com.atproto.repo.listRecords?collection=app.bsky.feed.post&repo="+url.QueryEscape(n.publicDID))
+		for _, want := range []string{
+			"@alice.test pushed one:1.0", "@alice.test pushed team/two:1.0", "@bob.test pushed open:1.0", "MB · 5 layers · linux/amd64", "http://" + n.registry + "/r/alice.test/team/two", n.bob.DID,
+		} {
+			if !strings.Contains(posts, want) {
+				return false
+			}
+		}
+		return strings.Count(posts, `"app.bsky.feed.post"`) == 3
+	})
 	out, err := push(bob, "alice.test/one:2.0")
 	refused("a stranger's push", out, err)
 	out, err = push(nobody, "alice.test/one:2.0")

@@ -168,10 +168,11 @@ func startNetwork(t *testing.T, driver string) *network {
 			"AWS_ACCESS_KEY_ID=" + s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s3.SecretKey,
 		}
 	}
-	n.public, n.publicDID = n.startHold(t, append(publicStorage, "HOLD_OWNER="+n.alice.DID, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true")...)
-	n.private, n.privateDID = n.startHold(t, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_OWNER="+n.bob.DID, "HOLD_DID_METHOD=plc")
 	port := freePort(t)
 	n.registry = fmt.Sprintf("127.0.0.1:%d", port)
+	n.public, n.publicDID = n.startHold(t, append(publicStorage, "HOLD_OWNER="+n.alice.DID, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true",
+		"TEST_MODE=true", "HOLD_BLUESKY_POSTS_ENABLED=true", "HOLD_APPVIEW_URL=http://"+n.registry, "HOLD_HANDLE_RESOLVER_URL="+n.pds.URL)...)
+	n.private, n.privateDID = n.startHold(t, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_OWNER="+n.bob.DID, "HOLD_DID_METHOD=plc")
 	n.appview = startDaemon(t, binaries.appview, "http://"+n.registry, "/v2/",
 		"ATCR_HTTP_ADDR="+n.registry, "ATCR_DEBUG_ADDR=", "ATCR_BASE_URL=http://"+n.registry, "ATCR_DEFAULT_HOLD_DID="+n.publicDID,
 		"ATCR_DATABASE_DIR="+t.TempDir(), "ATCR_PLC_URL="+n.pds.PLCURL, "ATCR_HANDLE_RESOLVER_URL="+n.pds.URL, "ATCR_LOG_LEVEL=debug", "TEST_MODE=true")
