@@ -236,7 +236,8 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	for pattern, h := range map[string]httpx.Handler{
 		"GET /auth/token": token.serve, "POST /auth/token": token.serve, "GET /healthz": getHealth, "GET /.well-known/did.json": own.getDocument,
-		"GET " + oauth.MetadataPath: getClientMetadata(signIn, c.ServiceName), "GET " + oauth.JWKSPath: getJWKS(signIn),
+		"GET " + oauth.MetadataPath: getClientMetadata(signIn.Metadata, c.ServiceName), "GET " + oauth.GenericMetadataPath: getClientMetadata(signIn.GenericMetadata, c.ServiceName),
+		"GET " + oauth.JWKSPath: getJWKS(signIn),
 	} {
 		a.mux.Handle(pattern, adapter.Wrap(pattern, oci.WriteError, h))
 	}

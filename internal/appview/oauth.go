@@ -53,10 +53,10 @@ func warnOfLostKeys(ctx context.Context, c Config, sessions *session.Store, clie
 
 // getClientMetadata and getJWKS say who this AppView is. Servers fetch them at each sign-in, and keep them
 // for some minutes.
-func getClientMetadata(client *oauth.Client, name string) httpx.Handler {
+func getClientMetadata(metadata func(name string) oauth.Metadata, name string) httpx.Handler {
 	return func(w http.ResponseWriter, _ *http.Request) error {
 		w.Header().Set("Cache-Control", "public, max-age=300")
-		xrpc.WriteJSON(w, http.StatusOK, client.Metadata(name))
+		xrpc.WriteJSON(w, http.StatusOK, metadata(name))
 		return nil
 	}
 }

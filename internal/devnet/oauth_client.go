@@ -86,7 +86,7 @@ func (o *OAuth) client(r *http.Request, id string) (*oauthClient, error) {
 				return nil, refuse("invalid_client", "redirect_uri must be on 127.0.0.1 or [::1]")
 			}
 		}
-		return c, nil
+		return c, o.knows(c)
 	}
 	c := &oauthClient{id: id}
 	if err := o.fetch(r, id, c); err != nil {
@@ -95,7 +95,19 @@ func (o *OAuth) client(r *http.Request, id string) (*oauthClient, error) {
 	if c.ID != id || !c.DPoPBound {
 		return nil, refuse("invalid_client_metadata", "client_id is another, or tokens are not to be bound")
 	}
-	return c, nil
+	return c, o.knows(c)
+}
+
+// knows refuses a client whose metadata name scopes that the server does not know, as older servers do.
+func (o *OAuth) knows(c *oauthClient) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for s := range strings.FieldsSeq(c.Scope) {
+		if o.coarse && o.checkPermission(s) != nil {
+			return refuse("invalid_client_metadata", "Unsupported scope %q", s)
+		}
+	}
+	return nil
 }
 
 func (o *OAuth) fetch(r *http.Request, from string, out any) error {

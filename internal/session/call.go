@@ -61,7 +61,7 @@ func (s *Store) call(ctx context.Context, t *tokens, c Call, out any) error {
 	}
 	call := c.with(t)
 	call.Token = "" // goes with its proof
-	err := xrpc.Upstream{Client: s.config.OAuth.ClientFor(t.key, t.access)}.JSON(ctx, call, out)
+	err := xrpc.Upstream{Client: s.config.OAuth.ClientFor(t.bound.Key, t.access)}.JSON(ctx, call, out)
 	if e, ok := errors.AsType[*xrpc.UpstreamError](err); ok && e.Status == http.StatusForbidden && scopeNames[e.Name] {
 		return fmt.Errorf("%w: %w", ErrScope, hide(e))
 	}

@@ -167,7 +167,7 @@ func (s *Store) revokeOAuth(ctx context.Context, t *tokens) error {
 	if err != nil {
 		return err
 	}
-	return s.config.OAuth.Revoke(ctx, server, t.key, t.keyID, t.refresh)
+	return s.config.OAuth.Revoke(ctx, server, t.bound, t.refresh)
 }
 
 // BoundKeys are our OAuth keys that sessions are bound to, with how many there are of each.

@@ -109,7 +109,7 @@ func (s *Store) renewOAuth(ctx context.Context, t *tokens) (*tokens, error) {
 	if err != nil {
 		return nil, err
 	}
-	got, err := s.config.OAuth.Refresh(ctx, server, t.key, t.keyID, t.refresh)
+	got, err := s.config.OAuth.Refresh(ctx, server, t.bound, t.refresh)
 	if err != nil {
 		return nil, err
 	}

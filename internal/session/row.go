@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/session/oauth"
 )
 
 var migrations = []string{
@@ -51,6 +53,7 @@ var migrations = []string{
 	CREATE INDEX browser_did ON browser (did);
 	CREATE INDEX browser_session ON browser (session);
 	CREATE INDEX browser_used ON browser (used_at);`,
+	`ALTER TABLE session ADD COLUMN generic INTEGER NOT NULL DEFAULT 0; -- opened as the client without fine permissions`,
 }
 
 // byOAuth stands where other rows have the hash of a password.
@@ -76,13 +79,12 @@ type tokens struct {
 	// Of OAuth alone.
 	issuer string
 	scope  string
-	keyID  string            // our key, that the session is bound to
-	key    *ecdsa.PrivateKey // the session's own
+	bound  oauth.Bound
 }
 
 func (t *tokens) byOAuth() bool { return t.issuer != "" }
 
-const columns = `id, did, pds, tokens, issuer, scope, client_key, expires_at`
+const columns = `id, did, pds, tokens, issuer, scope, client_key, generic, expires_at`
 
 // load reads the newest tokens. Errors: ErrGone.
 func (s *Store) load(ctx context.Context, id string) (*tokens, error) {
@@ -99,15 +101,15 @@ func (s *Store) scan(row interface{ Scan(...any) error }) (*tokens, error) {
 	t := &tokens{read: s.now()}
 	var did string
 	var sealed []byte
-	var expires int64
-	err := row.Scan(&t.id, &did, &t.pds, &sealed, &t.issuer, &t.scope, &t.keyID, &expires)
+	var generic, expires int64
+	err := row.Scan(&t.id, &did, &t.pds, &sealed, &t.issuer, &t.scope, &t.bound.KeyID, &generic, &expires)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrGone
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read session: %w", err)
 	}
-	t.did = syntax.DID(did)
+	t.did, t.bound.Generic = syntax.DID(did), generic != 0
 	plain, err := s.vault.open(t.id, t.did, sealed)
 	if err != nil { // written with another secret: as good as gone
 		return nil, fmt.Errorf("%w: decrypt: %w", ErrGone, err)
@@ -120,7 +122,7 @@ func (s *Store) scan(row interface{ Scan(...any) error }) (*tokens, error) {
 	if expires > 0 {
 		t.expires = time.Unix(expires, 0)
 	}
-	if t.key, err = ecdsa.ParseRawPrivateKey(elliptic.P256(), plain.Key); err != nil {
+	if t.bound.Key, err = ecdsa.ParseRawPrivateKey(elliptic.P256(), plain.Key); err != nil {
 		return nil, fmt.Errorf("%w: read its key: %w", ErrGone, err)
 	}
 	return t, nil
@@ -128,8 +130,8 @@ func (s *Store) scan(row interface{ Scan(...any) error }) (*tokens, error) {
 
 func (s *Store) seal(t *tokens) ([]byte, error) {
 	plain := sealedTokens{Access: t.access, Refresh: t.refresh}
-	if t.key != nil {
-		raw, err := t.key.Bytes()
+	if t.bound.Key != nil {
+		raw, err := t.bound.Key.Bytes()
 		if err != nil {
 			return nil, fmt.Errorf("encrypt session: %w", err)
 		}
@@ -163,9 +165,9 @@ func (s *Store) insert(ctx context.Context, t *tokens, passwordHash []byte) erro
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO session
-			(id, did, pds, password_hash, tokens, issuer, scope, client_key, expires_at, created_at, used_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			t.id, t.did.String(), t.pds, passwordHash, sealed, t.issuer, t.scope, t.keyID, unix(t.expires), now, now); err != nil {
+			(id, did, pds, password_hash, tokens, issuer, scope, client_key, generic, expires_at, created_at, used_at)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			t.id, t.did.String(), t.pds, passwordHash, sealed, t.issuer, t.scope, t.bound.KeyID, t.bound.Generic, unix(t.expires), now, now); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `DELETE FROM session WHERE did = ?1 AND issuer = '' AND id NOT IN
@@ -190,8 +192,8 @@ func (s *Store) update(ctx context.Context, t *tokens) (bool, error) {
 	var rows int64
 	err = s.db.Write(ctx, func(tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, `UPDATE session SET pds = ?, tokens = ?, issuer = ?, scope = ?, client_key = ?,
-			expires_at = ?, used_at = ? WHERE id = ?`,
-			t.pds, sealed, t.issuer, t.scope, t.keyID, unix(t.expires), s.now().Unix(), t.id)
+			generic = ?, expires_at = ?, used_at = ? WHERE id = ?`,
+			t.pds, sealed, t.issuer, t.scope, t.bound.KeyID, t.bound.Generic, unix(t.expires), s.now().Unix(), t.id)
 		if err != nil {
 			return err
 		}

@@ -64,6 +64,7 @@ type signInRequest struct {
 	Verifier string
 	Key      []byte
 	KeyID    string
+	Generic  bool
 	Scope    string
 	ReturnTo string
 }
@@ -120,7 +121,7 @@ func (s *Store) keepSignIn(ctx context.Context, b BeginSignIn, server oauth.Serv
 	hash := s.vault.browserHash(forState, r.State)
 	sealed, err := s.vault.sealJSON("sign-in "+string(hash), signInRequest{
 		DID: b.Account.DID, Handle: b.Account.Handle.String(), PDS: b.Account.PDS, Issuer: server.Issuer,
-		Verifier: r.Verifier, Key: key, KeyID: r.KeyID, Scope: r.Scope, ReturnTo: SafePath(b.ReturnTo),
+		Verifier: r.Verifier, Key: key, KeyID: r.KeyID, Generic: r.Generic, Scope: r.Scope, ReturnTo: SafePath(b.ReturnTo),
 	})
 	if err != nil {
 		return fmt.Errorf("encrypt sign-in: %w", err)
@@ -275,7 +276,8 @@ func (s *Store) exchange(ctx context.Context, r *signInRequest, code string) (*t
 	if err != nil {
 		return nil, err
 	}
-	got, err := s.config.OAuth.Exchange(ctx, server, &oauth.Request{Verifier: r.Verifier, Key: key, KeyID: r.KeyID}, code)
+	bound := oauth.Bound{Key: key, KeyID: r.KeyID, Generic: r.Generic}
+	got, err := s.config.OAuth.Exchange(ctx, server, &oauth.Request{Verifier: r.Verifier, Bound: bound}, code)
 	switch {
 	case errors.Is(err, oauth.ErrKeyGone), xrpc.IsUpstream(err, "invalid_grant"):
 		return nil, fmt.Errorf("%w: %w", ErrSignInUnknown, err)
@@ -288,7 +290,7 @@ func (s *Store) exchange(ctx context.Context, r *signInRequest, code string) (*t
 	}
 	return &tokens{
 		did: got.DID, pds: r.PDS, access: got.Access, refresh: got.Refresh, expires: got.Expires,
-		issuer: r.Issuer, scope: scope, keyID: r.KeyID, key: key,
+		issuer: r.Issuer, scope: scope, bound: bound,
 	}, nil
 }
 

@@ -112,6 +112,8 @@ func (p *people) serveMetadata(t *testing.T) *http.Client {
 		switch r.URL.Path {
 		case oauth.MetadataPath:
 			xrpc.WriteJSON(w, http.StatusOK, p.client.Metadata("ATCR"))
+		case oauth.GenericMetadataPath:
+			xrpc.WriteJSON(w, http.StatusOK, p.client.GenericMetadata("ATCR"))
 		case oauth.JWKSPath:
 			keys, err := p.client.JWKS()
 			if err != nil {
@@ -536,14 +538,27 @@ func TestRefreshTrouble(t *testing.T) {
 // Would catch a PDS that knows no fine permissions, and on which nobody could sign in.
 func TestServerWithoutPermissions(t *testing.T) {
 	t.Parallel()
-	p := newPeople(t, databases.Database{Kind: "SQLite", Dir: t.TempDir()}, 0, false)
-	p.Network.OAuth.KnowNoPermissions()
-	done := p.signIn(t)
-	infos, err := p.Sessions(t.Context(), p.account(0).DID)
-	if err != nil || len(infos) != 1 || !slices.Equal(infos[0].Scopes, []string{"atproto", "transition:generic"}) || infos[0].Missing != nil {
-		t.Errorf("%+v, %v", infos, err)
-	}
-	if err := p.Call(t.Context(), done.Session.ID, createRecord(p.Accounts[0].DID, "io.atcr.tag"), nil); err != nil {
-		t.Error(err)
+	for name, confidential := range map[string]bool{"public": false, "confidential": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPeople(t, databases.Database{Kind: "SQLite", Dir: t.TempDir()}, 0, confidential)
+			p.Network.OAuth.KnowNoPermissions()
+			id := p.signIn(t).Session.ID
+			did := p.account(0).DID
+			infos, err := p.Sessions(t.Context(), did)
+			if err != nil || len(infos) != 1 || !slices.Equal(infos[0].Scopes, []string{"atproto", "transition:generic"}) || infos[0].Missing != nil {
+				t.Errorf("%+v, %v", infos, err)
+			}
+			for range 2 {
+				if err := p.Call(t.Context(), id, createRecord(did.String(), "io.atcr.tag"), nil); err != nil {
+					t.Error(err)
+				}
+				p.pass(2 * time.Hour) // and refreshed, by the same client
+				p.open(t, 1)
+			}
+			if err := p.End(t.Context(), did, id); err != nil || p.Network.OAuth.Grants() != 0 {
+				t.Errorf("%v, %d grants", err, p.Network.OAuth.Grants())
+			}
+		})
 	}
 }

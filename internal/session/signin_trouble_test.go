@@ -388,7 +388,7 @@ func TestNoSecretKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := kept.key.Bytes()
+	key, err := kept.bound.Key.Bytes()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,13 +27,19 @@ const (
 	maxNonces = 2
 )
 
+// Bound is what a session is bound to, from its first request on.
+type Bound struct {
+	Key     *ecdsa.PrivateKey // its own
+	KeyID   string            // of ours; "" for a public client
+	Generic bool              // we were the client that knows no fine permissions
+}
+
 // Request is an authorization request that a server has taken: what the callback will be judged by.
 type Request struct {
+	Bound
 	State    string
-	Verifier string            // PKCE
-	Key      *ecdsa.PrivateKey // of the session to be
-	KeyID    string            // of ours; "" for a public client
-	Scope    string            // as asked for
+	Verifier string // PKCE
+	Scope    string // as asked for
 }
 
 // Start pushes an authorization request and returns it with the URL to send the browser to. hint is a handle
@@ -45,30 +51,51 @@ func (c *Client) Start(ctx context.Context, s Server, hint, prompt string) (*Req
 	if err != nil {
 		return nil, "", fmt.Errorf("make a session key: %w", err)
 	}
-	r := &Request{State: rand.Text(), Key: key}
+	r := &Request{State: rand.Text(), Bound: Bound{Key: key}}
 	if !c.public {
 		r.KeyID = c.config.Keys.Signing().ID
 	}
-	for _, r.Scope = range wanted(c.config.PermissionSet) {
+	asked := append(wanted(c.config.PermissionSet), coarse)
+	for i, scope := range asked {
+		r.Scope, r.Generic = scope, i == len(asked)-1
 		r.Verifier = rand.Text() + rand.Text() // a challenge is used once at most
 		var uri string
 		uri, err = c.push(ctx, s, r, hint, prompt)
 		if err == nil {
-			u, err := url.Parse(s.authorize)
-			if err != nil {
-				return nil, "", fmt.Errorf("%w: %w", ErrUnsuitable, err)
-			}
-			query := u.Query()
-			query.Set("client_id", c.id)
-			query.Set("request_uri", uri)
-			u.RawQuery = query.Encode()
-			return r, u.String(), nil
+			return c.pushed(s, r, uri)
 		}
-		if !xrpc.IsUpstream(err, "invalid_scope") {
+		if !refusesScope(err) {
 			break
 		}
 	}
 	return nil, "", err
+}
+
+// refusesScope tells whether a server may take a request for another scope: it refused what was asked for, or
+// that our metadata name what it does not know. Metadata that it could not fetch are another matter.
+func refusesScope(err error) bool {
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	return ok && (e.Name == "invalid_scope" || e.Name == "invalid_client_metadata" && strings.Contains(strings.ToLower(e.Message), "scope"))
+}
+
+// pushed is where the browser goes with a request that was taken.
+func (c *Client) pushed(s Server, r *Request, uri string) (*Request, string, error) {
+	u, err := url.Parse(s.authorize)
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: %w", ErrUnsuitable, err)
+	}
+	query := u.Query()
+	query.Set("client_id", c.clientID(r.Bound))
+	query.Set("request_uri", uri)
+	u.RawQuery = query.Encode()
+	return r, u.String(), nil
+}
+
+func (c *Client) clientID(b Bound) string {
+	if b.Generic {
+		return c.generic
+	}
+	return c.id
 }
 
 // push sends the request past the browser. Source: RFC 9126.
@@ -87,7 +114,7 @@ func (c *Client) push(ctx context.Context, s Server, r *Request, hint, prompt st
 	var out struct {
 		RequestURI string `json:"request_uri"`
 	}
-	if err := c.post(ctx, s, s.par, r.Key, r.KeyID, form, &out); err != nil {
+	if err := c.post(ctx, s, s.par, r.Bound, form, &out); err != nil {
 		return "", err
 	}
 	if out.RequestURI == "" || len(out.RequestURI) > 2048 {
@@ -119,24 +146,24 @@ type tokenAnswer struct {
 // Errors: ErrKeyGone, *xrpc.UpstreamError.
 func (c *Client) Exchange(ctx context.Context, s Server, r *Request, code string) (Tokens, error) {
 	form := url.Values{"grant_type": {"authorization_code"}, "code": {code}, "code_verifier": {r.Verifier}, "redirect_uri": {c.redirect}}
-	return c.tokens(ctx, s, r.Key, r.KeyID, form)
+	return c.tokens(ctx, s, r.Bound, form)
 }
 
 // Refresh gives a refresh token for new tokens. It can be used once: a second use ends the session.
 //
 // Errors: ErrKeyGone, *xrpc.UpstreamError; with the name invalid_grant where the session has ended.
-func (c *Client) Refresh(ctx context.Context, s Server, key *ecdsa.PrivateKey, keyID, refresh string) (Tokens, error) {
+func (c *Client) Refresh(ctx context.Context, s Server, b Bound, refresh string) (Tokens, error) {
 	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {refresh}}
-	t, err := c.tokens(ctx, s, key, keyID, form)
+	t, err := c.tokens(ctx, s, b, form)
 	if err == nil && t.Refresh == "" {
 		t.Refresh = refresh // RFC 6749 section 6 lets a server keep it
 	}
 	return t, err
 }
 
-func (c *Client) tokens(ctx context.Context, s Server, key *ecdsa.PrivateKey, keyID string, form url.Values) (Tokens, error) {
+func (c *Client) tokens(ctx context.Context, s Server, b Bound, form url.Values) (Tokens, error) {
 	var out tokenAnswer
-	if err := c.post(ctx, s, s.token, key, keyID, form, &out); err != nil {
+	if err := c.post(ctx, s, s.token, b, form, &out); err != nil {
 		return Tokens{}, err
 	}
 	did, err := syntax.ParseDID(out.Subject)
@@ -156,11 +183,11 @@ func (c *Client) tokens(ctx context.Context, s Server, key *ecdsa.PrivateKey, ke
 }
 
 // Revoke ends a session at its server. Errors: ErrKeyGone, *xrpc.UpstreamError.
-func (c *Client) Revoke(ctx context.Context, s Server, key *ecdsa.PrivateKey, keyID, refresh string) error {
+func (c *Client) Revoke(ctx context.Context, s Server, b Bound, refresh string) error {
 	if s.revocation == "" {
 		return nil
 	}
-	return c.post(ctx, s, s.revocation, key, keyID, url.Values{"token": {refresh}, "token_type_hint": {"refresh_token"}}, nil)
+	return c.post(ctx, s, s.revocation, b, url.Values{"token": {refresh}, "token_type_hint": {"refresh_token"}}, nil)
 }
 
 func invalid(endpoint, why string) error {
@@ -178,7 +205,7 @@ func nameOf(endpoint string) string {
 // post sends a form as the client that we are, with a proof of the session's key. It is sent again where the
 // server asks for another nonce; and once where it refused the time, if we know its time better now. Neither
 // refusal has used up what the form holds.
-func (c *Client) post(ctx context.Context, s Server, endpoint string, key *ecdsa.PrivateKey, keyID string, form url.Values, out any) error {
+func (c *Client) post(ctx context.Context, s Server, endpoint string, b Bound, form url.Values, out any) error {
 	u, err := url.Parse(endpoint)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsuitable, err)
@@ -192,7 +219,7 @@ func (c *Client) post(ctx context.Context, s Server, endpoint string, key *ecdsa
 	corrected := false
 	for nonces := 0; ; {
 		nonce, at := c.peers.nonce(origin, false), c.peers.time(origin)
-		body, err := c.postOnce(ctx, s, u, key, keyID, form, nonce, at)
+		body, err := c.postOnce(ctx, s, u, b, form, nonce, at)
 		if err == nil {
 			return decode(endpoint, body, out)
 		}
@@ -214,14 +241,15 @@ func (c *Client) learn(ctx context.Context, s Server) error {
 	return err
 }
 
-func (c *Client) postOnce(ctx context.Context, s Server, u *url.URL, key *ecdsa.PrivateKey, keyID string, form url.Values, nonce string, at time.Time) ([]byte, error) {
-	form.Set("client_id", c.id)
+func (c *Client) postOnce(ctx context.Context, s Server, u *url.URL, b Bound, form url.Values, nonce string, at time.Time) ([]byte, error) {
+	id := c.clientID(b)
+	form.Set("client_id", id)
 	if !c.public {
-		ours, ok := c.config.Keys.ByID(keyID)
+		ours, ok := c.config.Keys.ByID(b.KeyID)
 		if !ok {
 			return nil, ErrKeyGone
 		}
-		signed, err := assertion(ours, c.id, s.Issuer, at)
+		signed, err := assertion(ours, id, s.Issuer, at)
 		if err != nil {
 			return nil, err
 		}
@@ -232,7 +260,7 @@ func (c *Client) postOnce(ctx context.Context, s Server, u *url.URL, key *ecdsa.
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnsuitable, err)
 	}
-	signed, err := proof(key, req.Method, u, nonce, "", at)
+	signed, err := proof(b.Key, req.Method, u, nonce, "", at)
 	if err != nil {
 		return nil, err
 	}

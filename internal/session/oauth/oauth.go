@@ -24,8 +24,10 @@ import (
 // Paths at the AppView, known to servers by our metadata.
 const (
 	MetadataPath = "/oauth-client-metadata.json"
-	JWKSPath     = "/oauth/jwks.json"
-	CallbackPath = "/oauth/callback"
+	// GenericMetadataPath is for servers that know no fine permissions.
+	GenericMetadataPath = "/oauth-client-metadata-generic.json"
+	JWKSPath            = "/oauth/jwks.json"
+	CallbackPath        = "/oauth/callback"
 )
 
 var (
@@ -54,6 +56,7 @@ type Config struct {
 type Client struct {
 	config   Config
 	id       string // client_id
+	generic  string // the same where no fine permissions are known
 	redirect string
 	public   bool
 	peers    *peers
@@ -79,13 +82,13 @@ func New(c Config) (*Client, error) {
 			}
 		}
 		o.redirect = base.Scheme + "://" + base.Host + CallbackPath
-		o.id = loopbackClientID(o.redirect, c.PermissionSet)
+		o.id, o.generic = loopbackClientID(o.redirect, declared(c.PermissionSet)), loopbackClientID(o.redirect, coarse)
 		return o, nil
 	}
 	if c.Keys == nil {
 		return nil, errors.New("oauth: a confidential client needs keys")
 	}
-	o.redirect, o.id = c.BaseURL+CallbackPath, c.BaseURL+MetadataPath
+	o.redirect, o.id, o.generic = c.BaseURL+CallbackPath, c.BaseURL+MetadataPath, c.BaseURL+GenericMetadataPath
 	return o, nil
 }
 
@@ -122,12 +125,20 @@ type Metadata struct {
 	JWKSURI                     string   `json:"jwks_uri,omitempty"`
 }
 
-// Metadata says who we are. A public client's is not fetched by anybody, and shown all the same.
+// Metadata says who we are, and GenericMetadata the same for servers that know no fine permissions. A public
+// client's are not fetched by anybody, and shown all the same.
 func (c *Client) Metadata(name string) Metadata {
+	return c.metadata(name, c.id, declared(c.config.PermissionSet))
+}
+
+// GenericMetadata is the document at GenericMetadataPath.
+func (c *Client) GenericMetadata(name string) Metadata { return c.metadata(name, c.generic, coarse) }
+
+func (c *Client) metadata(name, id, scope string) Metadata {
 	m := Metadata{
-		ClientID: c.id, ClientName: name, ClientURI: c.config.BaseURL, ApplicationType: "web",
+		ClientID: id, ClientName: name, ClientURI: c.config.BaseURL, ApplicationType: "web",
 		RedirectURIs: []string{c.redirect}, GrantTypes: []string{"authorization_code", "refresh_token"},
-		ResponseTypes: []string{"code"}, Scope: declared(c.config.PermissionSet), DPoPBoundAccessTokens: true,
+		ResponseTypes: []string{"code"}, Scope: scope, DPoPBoundAccessTokens: true,
 		TokenEndpointAuthMethod: "none",
 	}
 	if c.public {

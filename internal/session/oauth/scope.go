@@ -50,18 +50,22 @@ func rpcScope(methods ...string) string {
 	return "rpc?lxm=" + strings.Join(methods, "&lxm=") + "&aud=*"
 }
 
-// wanted are the scopes to ask for, best first: what a server refuses is followed by the next.
+// coarse is what a server is asked for that knows no fine permissions.
+const coarse = scopeAtproto + " " + scopeGeneric
+
+// wanted are the scopes to ask for, best first: what a server refuses is followed by the next, and by coarse at
+// last.
 func wanted(permissionSet string) []string {
 	fine := strings.Join(append([]string{scopeAtproto}, permissions()...), " ")
-	coarse := scopeAtproto + " " + scopeGeneric
 	if permissionSet == "" {
-		return []string{fine, coarse}
+		return []string{fine}
 	}
 	set := strings.Join([]string{scopeAtproto, "include:" + permissionSet, "blob:" + manifestBlobs, rpcScope(readMethod)}, " ")
-	return []string{set, fine, coarse}
+	return []string{set, fine}
 }
 
-// declared are all scopes that may ever be asked for, as the client's metadata name them.
+// declared are all fine scopes that may ever be asked for, as the client's metadata name them. Servers that
+// know no fine permissions refuse metadata that name any: for them this is a client of another name.
 func declared(permissionSet string) string {
 	var out []string
 	for _, scope := range wanted(permissionSet) {
@@ -135,6 +139,6 @@ func grantsMethod(have []auth.Permission, method string) bool {
 // loopbackClientID is the name of a client that runs on the person's own machine and has no metadata to fetch.
 //
 // Source: https://atproto.com/specs/oauth, "Localhost Client Development"
-func loopbackClientID(redirect, permissionSet string) string {
-	return "http://localhost?" + url.Values{"redirect_uri": {redirect}, "scope": {declared(permissionSet)}}.Encode()
+func loopbackClientID(redirect, scope string) string {
+	return "http://localhost?" + url.Values{"redirect_uri": {redirect}, "scope": {scope}}.Encode()
 }
