@@ -56,7 +56,19 @@ type Neighbours struct {
 // the PDS alone sees.
 func StartReferencePDSWith(tb TB, n Neighbours, handles ...string) *PDS {
 	tb.Helper()
-	dir, err := toolbox.Devnet()
+	return startPDS(tb, "devnet", n, handles...)
+}
+
+// StartPreviousPDS is StartReferencePDS with the PDS of the previous generation (0.4): it signs no audience with a
+// fragment, and answers such a question with a plain 500.
+func StartPreviousPDS(tb TB, handles ...string) *PDS {
+	tb.Helper()
+	return startPDS(tb, "previous", Neighbours{}, handles...)
+}
+
+func startPDS(tb TB, project string, n Neighbours, handles ...string) *PDS {
+	tb.Helper()
+	dir, err := toolbox.Packages(project)
 	if err != nil {
 		tb.Fatalf("components: %v", err)
 	}

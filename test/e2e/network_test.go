@@ -154,7 +154,13 @@ type network struct {
 
 func startNetwork(t *testing.T, driver string) *network {
 	t.Helper()
-	n := &network{pds: components.StartReferencePDS(t, "alice.test", "bob.test")}
+	return startNetworkAt(t, components.StartReferencePDS(t, "alice.test", "bob.test"), driver)
+}
+
+// startNetworkAt is startNetwork with the PDS of alice and bob.
+func startNetworkAt(t *testing.T, pds *components.PDS, driver string) *network {
+	t.Helper()
+	n := &network{pds: pds}
 	n.alice, n.bob = n.pds.Accounts[0], n.pds.Accounts[1]
 	publicStorage := []string{"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir()}
 	switch driver {

@@ -1,5 +1,6 @@
 // The account side of the network in the end-to-end tests: the reference PDS and a did:plc directory that
-// keeps its operations in memory. It speaks one line of JSON in each direction:
+// keeps its operations in memory; or, with other packages, the PDS of the previous generation. It speaks one
+// line of JSON in each direction:
 //
 //   standard input   {"pdsPort", "plcPort" or "plcUrl", "data", "lexicons"?, "accounts": [{"handle", "password"}]}
 //   standard output  {"url", "plcUrl", "did", "accounts": [{"handle", "did", "password", "appPassword"}]}
@@ -31,10 +32,10 @@ if (!joined) {
   await plc.PlcServer.create({ db: plc.Database.mock(), port: plcPort }).start()
 }
 
-const { PDS, readEnv } = await import('@atproto/pds')
+const { PDS, readEnv, envToCfg, envToSecrets } = await import('@atproto/pds')
 await mkdir(join(data, 'blobs'), { recursive: true })
 const did = `did:web:localhost%3A${pdsPort}`
-const pds = await PDS.fromEnv({
+const env = {
   ...readEnv(),
   devMode: true, // lets it reach addresses on this machine
   hostname: 'localhost', // its public URL becomes http://localhost:PORT
@@ -50,7 +51,9 @@ const pds = await PDS.fromEnv({
   adminPassword: 'administrator',
   jwtSecret: 'a secret of the tests',
   plcRotationKeyK256PrivateKeyHex: '2a'.repeat(32),
-})
+}
+// The previous generation takes its settings in two pieces.
+const pds = PDS.fromEnv ? await PDS.fromEnv(env) : await PDS.create(envToCfg(env), envToSecrets(env))
 await pds.start()
 const url = `http://localhost:${pdsPort}`
 

@@ -71,6 +71,7 @@ var needs = map[string][]string{
 	"dockerd":   {"docker", "containerd", "runc", "iptables"},
 	"podman":    {"runc"},
 	"postgres":  {"initdb"},
+	"previous":  {"npm", "gcc", "g++", "make", "python3"},
 	"reference": {"npm"},
 }
 
@@ -87,7 +88,7 @@ func Version(name string) string {
 
 // Default is what `make test` and `make bench` need: everything but the linter and Clients.
 func Default() []string {
-	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "chromium", "devnet", "reference", "postgres", "crane", "regctl", "versitygw", "registry", "conformance", "tap"}
+	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "chromium", "devnet", "reference", "previous", "postgres", "crane", "regctl", "versitygw", "registry", "conformance", "tap"}
 }
 
 const nodeVersion = "22.23.3"
@@ -131,6 +132,7 @@ func Path(name string) (string, error) {
 // projects are folders beside this one with a package.json and its lock file.
 var projects = map[string]string{
 	"devnet":    "the reference PDS",
+	"previous":  "the reference PDS of the previous generation",
 	"reference": "the reference libraries",
 }
 
