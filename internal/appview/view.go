@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
+	lru "github.com/hashicorp/golang-lru/v2"
 
 	"atcr.io/api/atcr"
 	"atcr.io/internal/identity"
@@ -32,13 +33,14 @@ type view struct {
 	// shared: other processes write to the same database, so that memory alone does not know what changed.
 	shared bool
 
+	known  *lru.Cache[syntax.DID, coverage]
 	seed   maphash.Seed
 	all    atomic.Uint64
 	shards [256]atomic.Uint64
 }
 
 func newView(x *index.Index, feed *ingest.Ingester, logger *slog.Logger, shared bool) *view {
-	v := &view{index: x, feed: feed, logger: logger, shared: shared, seed: maphash.MakeSeed()}
+	v := &view{index: x, feed: feed, logger: logger, shared: shared, seed: maphash.MakeSeed(), known: newLRU[syntax.DID, coverage](20_000)}
 	x.OnChange(v.changed)
 	if feed != nil {
 		feed.OnLive(func() { v.all.Add(1) })
@@ -82,13 +84,29 @@ func (v *view) covered(ctx context.Context, did syntax.DID) bool {
 	if v.feed == nil || asksPDS(ctx) {
 		return false
 	}
+	stamp := v.stamp(ctx, did)
+	if c, ok := v.known.Get(did); ok && c.stamp == stamp && time.Since(c.at) < coverageFresh {
+		return c.covered
+	}
 	r, found, err := v.index.Repo(ctx, did)
 	if err != nil {
 		v.logger.Warn("the index cannot be asked", "error", err)
 		return false
 	}
-	return found && r.Complete && r.Status == index.StatusActive && v.feed.Live(r.Source)
+	covered := found && r.Complete && r.Status == index.StatusActive && v.feed.Live(r.Source)
+	v.known.Add(did, coverage{stamp, time.Now(), covered})
+	return covered
 }
+
+// coverage is an answer of covered, good while nothing changed of what it depends on.
+type coverage struct {
+	stamp   uint64
+	at      time.Time
+	covered bool
+}
+
+// coverageFresh is for what changes without a word: another process that reads a repo whole.
+const coverageFresh = 2 * time.Second
 
 type askPDSKey struct{}
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -52,21 +54,55 @@ func (x *Index) repositories(ctx context.Context, where string, args ...any) ([]
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return nil, err
 	}
-	for i := range out {
-		if err := x.addPage(ctx, &out[i]); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
+	return out, x.addPages(ctx, out)
 }
 
-func (x *Index) addPage(ctx context.Context, r *Repository) error {
-	err := x.db.Reader().QueryRowContext(ctx, `SELECT description, avatar_cid, avatar_mime FROM index_page WHERE did = ? AND repository = ?
-		ORDER BY updated_at DESC, rkey LIMIT 1`, r.DID.String(), r.Name).Scan(&r.Description, &r.AvatarCID, &r.AvatarMime)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil
+// fullName is whose and which.
+type fullName struct{ did, repository string }
+
+// namesAtOnce is how many names one query asks for.
+const namesAtOnce = 50
+
+// namesAre is a condition that two columns are one of names, with its arguments.
+func namesAre(did, repository string, names []fullName) (where string, args []any) {
+	one := "(" + did + " = ? AND " + repository + " = ?)"
+	where = "(" + one + strings.Repeat(" OR "+one, len(names)-1) + ")"
+	for _, n := range names {
+		args = append(args, n.did, n.repository)
 	}
-	return err
+	return where, args
+}
+
+// addPages adds what the owners' pages say.
+func (x *Index) addPages(ctx context.Context, of []Repository) error {
+	at := map[fullName]*Repository{}
+	names := make([]fullName, len(of))
+	for i := range of {
+		names[i] = fullName{of[i].DID.String(), of[i].Name}
+		at[names[i]] = &of[i]
+	}
+	for chunk := range slices.Chunk(names, namesAtOnce) {
+		where, args := namesAre("did", "repository", chunk)
+		// Of several pages of one repository the newest comes last.
+		rows, err := x.db.Reader().QueryContext(ctx, `SELECT did, repository, description, avatar_cid, avatar_mime FROM index_page WHERE `+where+` ORDER BY updated_at, rkey DESC`, args...)
+		if err != nil {
+			return err
+		}
+		for rows.Next() {
+			var name fullName
+			var description, cid, mime string
+			if err := rows.Scan(&name.did, &name.repository, &description, &cid, &mime); err != nil {
+				return errors.Join(err, rows.Close())
+			}
+			if r := at[name]; r != nil {
+				r.Description, r.AvatarCID, r.AvatarMime = description, cid, mime
+			}
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // RepositoriesOf are a person's repositories behind after in lexical order, at most limit.

@@ -182,7 +182,9 @@ func (x *Index) Postpone(ctx context.Context, did syntax.DID, until time.Time) e
 
 // Confirm notes that a repo stands at rev, of which everything is here.
 func (x *Index) Confirm(ctx context.Context, did syntax.DID, rev string) error {
-	return x.exec(ctx, `UPDATE index_repo SET complete = 1, attempts = 0, due_at = 0, status = ? WHERE did = ? AND rev = ?`, StatusActive, did.String(), rev)
+	err := x.exec(ctx, `UPDATE index_repo SET complete = 1, attempts = 0, due_at = 0, status = ?, version = version + 1 WHERE did = ? AND rev = ?`, StatusActive, did.String(), rev)
+	x.Tell([]Touched{{DID: did}})
+	return err
 }
 
 // SetStatus notes what became of an account. Of a deleted one everything is removed; of one that is not active

@@ -5,15 +5,13 @@ import (
 	"context"
 	"slices"
 	"strings"
-
-	"github.com/bluesky-social/indigo/atproto/syntax"
 )
 
 const (
 	// searchTerms bounds the words of a question.
 	searchTerms = 5
 	// searchLooks bounds the rows that a search looks at: of more, those that are first in lexical order count.
-	searchLooks = 1000
+	searchLooks = 500
 )
 
 // hit is a repository that has the word that was looked for.
@@ -46,23 +44,37 @@ func (x *Index) Search(ctx context.Context, text string, limit int) ([]Repositor
 			cmp.Compare(number(strings.Contains(b.repository, driver)), number(strings.Contains(a.repository, driver))),
 			cmp.Compare(b.pushed, a.pushed), cmp.Compare(a.did, b.did), cmp.Compare(a.repository, b.repository))
 	})
-	var out []Repository
-	seen := map[[2]string]bool{}
+	var names []fullName
+	seen := map[fullName]bool{}
 	for _, h := range hits {
-		if len(out) == limit {
-			break
+		if name := (fullName{h.did, h.repository}); !seen[name] {
+			seen[name] = true
+			names = append(names, name)
 		}
-		key := [2]string{h.did, h.repository}
-		if seen[key] {
-			continue
-		}
-		seen[key] = true
-		r, ok, err := x.Repository(ctx, syntax.DID(h.did), h.repository)
+	}
+	return x.named(ctx, names, limit)
+}
+
+// named reads repositories by their names, in that order; those of accounts that are not active are left out.
+func (x *Index) named(ctx context.Context, names []fullName, limit int) ([]Repository, error) {
+	var out []Repository
+	for chunk := range slices.Chunk(names, namesAtOnce) {
+		where, args := namesAre("r.did", "r.repository", chunk)
+		found, err := x.repositories(ctx, `WHERE `+where, args...)
 		if err != nil {
 			return nil, err
 		}
-		if ok {
-			out = append(out, r)
+		byName := make(map[fullName]Repository, len(found))
+		for _, r := range found {
+			byName[fullName{r.DID.String(), r.Name}] = r
+		}
+		for _, name := range chunk {
+			if r, ok := byName[name]; ok {
+				out = append(out, r)
+			}
+			if len(out) == limit {
+				return out, nil
+			}
 		}
 	}
 	return out, nil
