@@ -106,17 +106,17 @@ func (s *s3Server) holdEnv(endpoint string) []string {
 	return []string{"STORAGE_DRIVER=s3", "S3_ENDPOINT=" + endpoint, "S3_BUCKET=" + bucket, "AWS_ACCESS_KEY_ID=" + s.key, "AWS_SECRET_ACCESS_KEY=" + s.secret}
 }
 
-func (b *bench) startAppView(ctx context.Context, name string, h *holdProcess) (*process, error) {
+func (b *bench) startAppView(ctx context.Context, name string, h *holdProcess, env ...string) (*process, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", port)
-	p, err := start(ctx, b.dir, name, "http://"+address, "http://"+address+"/v2/", []string{
-		"ATCR_HTTP_ADDR=" + address, "ATCR_DEBUG_ADDR=", "ATCR_BASE_URL=http://" + address, "ATCR_DEFAULT_HOLD_DID=" + h.did, "ATCR_LOG_LEVEL=warn",
-		"ATCR_DATABASE_DIR=" + filepath.Join(b.dir, name), "ATCR_PLC_URL=" + b.network.PLCURL, "ATCR_HANDLE_RESOLVER_URL=" + b.network.PDSURL,
+	p, err := start(ctx, b.dir, name, "http://"+address, "http://"+address+"/v2/", append(env,
+		"ATCR_HTTP_ADDR="+address, "ATCR_DEBUG_ADDR=", "ATCR_BASE_URL=http://"+address, "ATCR_DEFAULT_HOLD_DID="+h.did, "ATCR_LOG_LEVEL=warn",
+		"ATCR_DATABASE_DIR="+filepath.Join(b.dir, name), "ATCR_PLC_URL="+b.network.PLCURL, "ATCR_HANDLE_RESOLVER_URL="+b.network.PDSURL,
 		"ATCR_TOKEN_EXPIRATION=1h", "TEST_MODE=true",
-	}, filepath.Join(b.bin, "atcr-appview"))
+	), filepath.Join(b.bin, "atcr-appview"))
 	if err != nil {
 		return nil, err
 	}
