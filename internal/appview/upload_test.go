@@ -146,7 +146,7 @@ func TestDirectUploads(t *testing.T) {
 	}
 }
 
-// Would catch a blob that went straight to the hold and is not there for others, or not again after it was deleted.
+// Would catch a blob that went straight to the hold and is not there for its owner, or not again after it was deleted.
 func TestDirectUploadsAreSeen(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
@@ -160,10 +160,12 @@ func TestDirectUploadsAreSeen(t *testing.T) {
 	if got := request(t, http.MethodPut, location+"?digest="+oci.FromBytes(blob).String(), blob); got.status != 201 || !strings.HasPrefix(location, n.public.url) {
 		t.Fatalf("%s: %d %s", location, got.status, got.body)
 	}
-	n.nobody().must(307, n.nobody().do(http.MethodGet, path, nil))
-	n.nobody().must(200, n.nobody().do(http.MethodHead, path, nil))
+	n.nobody().must(401, n.nobody().do(http.MethodGet, path, nil)) // it may be theirs
+	reader := n.withScope(n.alice.Handle+":"+n.alice.AppPassword, "repository:alice.test/app:pull")
+	reader.must(307, reader.do(http.MethodGet, path, nil))
+	reader.must(200, reader.do(http.MethodHead, path, nil))
 	alice.must(202, alice.do(http.MethodDelete, path, nil))
-	n.nobody().must(404, n.nobody().do(http.MethodGet, path, nil))
+	reader.must(404, reader.do(http.MethodGet, path, nil))
 	if location = begin(); !strings.HasPrefix(location, startPath) {
 		t.Fatalf("nobody will tell that it came again: %s", location)
 	}
