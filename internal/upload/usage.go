@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strings"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
@@ -78,8 +79,12 @@ func (u *Uploads) usages(ctx context.Context, owner syntax.DID, fn func(owner sy
 		verified         bool
 		size             int64
 	}
+	of, args := "", []any(nil)
+	if owner != "" {
+		of, args = " AND uploader = ?1", []any{owner.String()}
+	}
 	rows, err := u.db.Reader().QueryContext(ctx, `SELECT b.digest, p.uploader, 1, b.size FROM blob_uploader p JOIN blob b ON b.digest = p.digest AND b.verified = 1
-		WHERE p.named <> 1 AND (?1 = '' OR p.uploader = ?1) UNION ALL SELECT digest, uploader, 0, size FROM blob WHERE verified = 0 AND (?1 = '' OR uploader = ?1)`, owner.String())
+		WHERE p.named <> 1`+strings.Replace(of, "uploader", "p.uploader", 1)+` UNION ALL SELECT digest, uploader, 0, size FROM blob WHERE verified = 0`+of, args...)
 	if err != nil {
 		return err
 	}
