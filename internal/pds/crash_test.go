@@ -160,7 +160,7 @@ func TestCrashAtEachStep(t *testing.T) {
 		s.walker.walk(t, s.model)
 	}
 	names := map[string]bool{}
-	for round := range 3 {
+	for round := range 2 {
 		s.storeBlob()
 		writes := s.full()
 		before := s.walker.rev
@@ -224,7 +224,7 @@ func TestTornLog(t *testing.T) {
 	if err != nil || info.Size() < 4096 {
 		t.Fatalf("there is no log to cut: %v", err)
 	}
-	const cuts = 40
+	const cuts = 24
 	for i := range int64(cuts + 1) {
 		revs[s.inspect(t, s.crashed(t, info.Size()*i/cuts))] = true
 	}

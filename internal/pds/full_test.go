@@ -40,7 +40,7 @@ func TestFullDatabase(t *testing.T) {
 	s.write()
 	s.walker.walk(t, s.model)
 	full := 0
-	for round := range 12 {
+	for round := range 6 {
 		s.limitPages(t, 1+round%4)
 		for range 40 {
 			writes := s.full()
@@ -68,7 +68,7 @@ func TestFullDatabase(t *testing.T) {
 		s.made(writes)
 		s.walker.walk(t, s.model)
 	}
-	if full < 6 {
+	if full < 4 {
 		t.Errorf("the disk was full %d times", full)
 	}
 }
