@@ -450,3 +450,21 @@ func TestInstall(t *testing.T) {
 		}
 	}
 }
+
+// Would catch a path that a browser takes for another site.
+func FuzzLocalPath(f *testing.F) {
+	for _, text := range []string{"/device?user_code=X", "//evil.test", `/\evil.test`, "/a/../..//evil.test", "https://evil.test", "/%2f%2fevil.test", "/;//x", "/?//x#//y"} {
+		f.Add(text)
+	}
+	base := &url.URL{Scheme: "https", Host: "atcr.test", Path: "/login"}
+	f.Fuzz(func(t *testing.T, text string) {
+		got := localPath(text, "/settings")
+		u, err := base.Parse(got)
+		if err != nil || u.Host != "atcr.test" || u.Scheme != "https" || u.User != nil {
+			t.Fatalf("%q leads to %v, %v", text, u, err)
+		}
+		if got[0] != '/' || len(got) > 1 && (got[1] == '/' || got[1] == '\\') || strings.ContainsAny(got, "\r\n\t\\") {
+			t.Errorf("%q leads to %q", text, got)
+		}
+	})
+}
