@@ -84,7 +84,7 @@ func (p *Program) root() *cobra.Command {
   docker-credential-atcr login atcr.example       approve this machine in your browser
   docker-credential-atcr configure-docker         let docker and others use it
   docker push atcr.example/alice.com/app:1.0`,
-		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs,
+		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs, RunE: help,
 	}
 	for _, action := range []string{credentials.ActionGet, credentials.ActionStore, credentials.ActionErase, credentials.ActionList, credentials.ActionVersion} {
 		root.AddCommand(p.protocol(action))
@@ -93,6 +93,9 @@ func (p *Program) root() *cobra.Command {
 	root.Version = p.Version
 	return root
 }
+
+// help is what a command does that has only others below it. An unknown one below it is an error.
+func help(c *cobra.Command, _ []string) error { return c.Help() }
 
 // protocol is a command that docker types.
 func (p *Program) protocol(action string) *cobra.Command {

@@ -190,7 +190,7 @@ image it is, the account of that name is used in any case.`,
 func (p *Program) holdCommand() *cobra.Command {
 	var registry, who string
 	var asJSON bool
-	c := &cobra.Command{Use: "hold", Short: "where your images are stored"}
+	c := &cobra.Command{Use: "hold", Short: "where your images are stored", Args: cobra.NoArgs, RunE: help}
 	c.PersistentFlags().StringVar(&registry, "registry", "", "the registry, where you are signed in to several")
 	c.PersistentFlags().StringVar(&who, "account", "", "handle or DID, where several are signed in")
 	c.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON")
