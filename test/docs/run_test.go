@@ -214,13 +214,15 @@ func TestExamples(t *testing.T) {
 			"## Run a hold", "/.well-known/atproto-did", "did:web:127.0.0.1", http.StatusOK,
 			func(port, dir string) string {
 				return "HOLD_PUBLIC_URL=http://127.0.0.1:" + port + "\nHOLD_SERVER_ADDR=:" + port + "\nHOLD_DEBUG_ADDR=127.0.0.1:0\nHOLD_OWNER=did:plc:your-test-did\n" +
-					"STORAGE_DRIVER=filesystem\nSTORAGE_ROOT_DIR=" + dir + "/blobs\nHOLD_DATABASE_DIR=" + dir + "/database\n"
+					"STORAGE_DRIVER=filesystem\nSTORAGE_ROOT_DIR=" + dir + "/blobs\nHOLD_DATABASE_DIR=" + dir + "/database\n" +
+					"HOLD_RECOVERY_KEY=\n" // its example is no key
 			},
 		},
 		"appview": {
 			"## Run an AppView", "/v2/", "UNAUTHORIZED", http.StatusUnauthorized,
 			func(port, dir string) string {
-				return "ATCR_BASE_URL=http://127.0.0.1:" + port + "\nATCR_HTTP_ADDR=:" + port + "\nATCR_DEBUG_ADDR=127.0.0.1:0\nATCR_DATABASE_DIR=" + dir + "/appview\n"
+				return "ATCR_BASE_URL=http://127.0.0.1:" + port + "\nATCR_HTTP_ADDR=:" + port + "\nATCR_DEBUG_ADDR=127.0.0.1:0\nATCR_DATABASE_DIR=" + dir + "/appview\n" +
+					"ATCR_DATABASE_URL=\nATCR_RELAY_URLS=\nATCR_JETSTREAM_URLS=\n" // servers that are not there
 			},
 		},
 	} {
