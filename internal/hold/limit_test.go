@@ -98,8 +98,11 @@ func TestRecordLimit(t *testing.T) {
 	if a := s.notify(t, writer, message(writer, "app", "next", s.push(t, writer, []byte("{}")))); a.status != http.StatusTooManyRequests || a.header.Get("Retry-After") == "" {
 		t.Errorf("%d %s", a.status, a.body)
 	}
+	if a := s.notify(t, writer, large); a.status != http.StatusOK { // writes nothing
+		t.Errorf("a repeated push: %d %s", a.status, a.body)
+	}
 	c.advance(time.Hour)
-	if a := s.notify(t, writer, large); a.status != http.StatusOK {
+	if a := s.notify(t, writer, message(writer, "app", "next", s.push(t, writer, []byte("{}")))); a.status != http.StatusOK {
 		t.Errorf("the next hour: %d %s", a.status, a.body)
 	}
 }
@@ -246,5 +249,26 @@ func TestDeleteUserDataDuringPushes(t *testing.T) {
 	}
 	if blobs, size, err := s.ledger.Usage(t.Context(), writer); err != nil || blobs != 0 || size != 0 {
 		t.Errorf("%d blobs, %d bytes, %v", blobs, size, err)
+	}
+}
+
+// Would catch pulls of all the clients behind a proxy that count as one.
+func TestPullsBehindAProxy(t *testing.T) {
+	t.Parallel()
+	s := startHold(t, newPeople(t), func(config *Config) { open(config); config.TrustedProxies = []string{"127.0.0.1"} })
+	config := s.push(t, writer, []byte("{}"))
+	if a := s.notify(t, writer, message(writer, "app", "m", config)); a.status != http.StatusOK {
+		t.Fatal(a.body)
+	}
+	for _, from := range []string{"8.8.8.8", "8.8.4.4", "8.8.8.8"} {
+		if a := s.send(t, http.MethodGet, s.blobPath(config), "", nil, "X-Forwarded-For", from); a.status != http.StatusOK {
+			t.Fatal(a.body)
+		}
+	}
+	if err := s.publishStats(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.records(t, atcr.HoldStatsNSID)[atcr.StatsRkey(writer.String(), "app")]; !strings.Contains(r, `"pullCount":2`) {
+		t.Errorf("%s", r)
 	}
 }

@@ -121,13 +121,17 @@ func (h *Hold) pushed(ctx context.Context, caller syntax.DID, m ledger.Manifest,
 	if err != nil {
 		return out, err
 	}
-	if err := h.takeRecords(ctx, caller, len(blobs)); err != nil {
-		return out, err
-	}
-	created, err := h.putLayers(ctx, caller, uri, blobs)
+	layers, err := h.missingLayers(ctx, caller, uri, blobs)
 	if err != nil {
 		return out, err
 	}
+	if err := h.takeRecords(ctx, caller, len(layers)); err != nil {
+		return out, err
+	}
+	if err := h.applyAll(ctx, layers); err != nil {
+		return out, err
+	}
+	created := int64(len(layers))
 	counted := h.once(caller.String() + " " + m.Repository + " " + m.Digest.String() + " " + in.Tag)
 	if err := h.ledger.Push(ctx, m, uri, counted); err != nil {
 		return out, err
@@ -185,16 +189,24 @@ func (h *Hold) manifestBlobs(ctx context.Context, caller syntax.DID, info atcr.H
 }
 
 // putLayers writes the records that are not there yet, all of a manifest in one commit where they fit.
-func (h *Hold) putLayers(ctx context.Context, caller syntax.DID, manifest syntax.ATURI, blobs []namedBlob) (created int64, err error) {
+func (h *Hold) putLayers(ctx context.Context, caller syntax.DID, manifest syntax.ATURI, blobs []namedBlob) error {
+	writes, err := h.missingLayers(ctx, caller, manifest, blobs)
+	if err != nil {
+		return err
+	}
+	return h.applyAll(ctx, writes)
+}
+
+// missingLayers are the records of a manifest's blobs that are not there yet.
+func (h *Hold) missingLayers(ctx context.Context, caller syntax.DID, manifest syntax.ATURI, blobs []namedBlob) (writes []pds.Write, err error) {
 	there := map[syntax.RecordKey]bool{}
 	keys, err := h.ledger.Layers(ctx, manifest.String())
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, k := range keys {
 		there[k] = true
 	}
-	var writes []pds.Write
 	now := timestamp(h.now())
 	for _, b := range blobs {
 		rkey := syntax.RecordKey(atcr.LayerRkey(manifest.String(), b.Digest.String()))
@@ -205,11 +217,11 @@ func (h *Hold) putLayers(ctx context.Context, caller syntax.DID, manifest syntax
 			Digest: b.Digest.String(), Size: b.Size, MediaType: strings.ToValidUTF8(b.mediaType, "?"), Manifest: manifest.String(), UserDid: caller.String(), CreatedAt: now,
 		})
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		writes = append(writes, pds.Write{Action: pds.Put, Collection: atcr.HoldLayerNSID, Rkey: rkey, Value: raw})
 	}
-	return int64(len(writes)), h.applyAll(ctx, writes)
+	return writes, nil
 }
 
 // applyAll makes as few commits as there can be.

@@ -4,13 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net"
 	"net/http"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/api/atcr"
+	"atcr.io/internal/httpx"
 	"atcr.io/internal/ledger"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/pds"
@@ -106,10 +106,7 @@ func (h *Hold) countPull(r *http.Request, digest oci.Digest) {
 		return
 	}
 	m := manifests[0]
-	address, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		address = r.RemoteAddr
-	}
+	address := httpx.ClientAddress(r, h.config.proxies).String()
 	key := address + " " + digest.String()
 	now := h.now()
 	h.recentMu.Lock()

@@ -249,7 +249,7 @@ func TestSurface(t *testing.T) {
 			t.Errorf("%s?%s: %d %.500s, want %s", test.nsid, test.query, a.status, a.body, test.want)
 			continue
 		}
-		if a.header.Get("Access-Control-Allow-Origin") != "*" {
+		if a.header.Get("Access-Control-Allow-Origin") != "*" || a.header.Get("Access-Control-Expose-Headers") != "*" {
 			t.Errorf("%s: no CORS", test.nsid)
 		}
 		o.check(t, test.nsid, a)

@@ -241,7 +241,7 @@ func (h *Hold) adopt(ctx context.Context, w *witness, did syntax.DID, i *invento
 		}
 	}
 	uri := syntax.ATURI("at://" + did.String() + "/" + atcr.ManifestNSID + "/" + rkey)
-	if _, err := h.putLayers(ctx, did, uri, blobs); err != nil {
+	if err := h.putLayers(ctx, did, uri, blobs); err != nil {
 		return err
 	}
 	return h.ledger.Push(ctx, m, uri, false)

@@ -90,6 +90,7 @@ func Serve(adapter *httpx.Adapter, rows []Route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Access-Control-Allow-Origin", "*")
+		header.Set("Access-Control-Expose-Headers", "*")
 		if r.Method == http.MethodOptions {
 			header.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, PATCH")
 			header.Set("Access-Control-Allow-Headers", "*, Authorization")
