@@ -21,6 +21,7 @@ import (
 	"atcr.io/api/atcr"
 	"atcr.io/internal/devnet"
 	"atcr.io/internal/plc"
+	"atcr.io/internal/xrpc"
 )
 
 // directory is a did:plc directory that takes operations, and knows the people as well.
@@ -161,10 +162,27 @@ func TestPLC(t *testing.T) {
 			"/xrpc/com.atproto.repo.getRecord?collection=io.atcr.hold.captain&rkey=self&repo=" + s.did.String(): owner.String(),
 			"/xrpc/com.atproto.repo.describeRepo?repo=" + s.did.String():                                        "AtcrHoldService",
 			"/xrpc/com.atproto.server.describeServer":                                                           s.did.String(),
+			"/xrpc/com.atproto.sync.listRepos":                                                                  s.did.String(),
+			"/xrpc/com.atproto.sync.getRepoStatus?did=" + s.did.String():                                        `"active":true`,
+			"/xrpc/com.atproto.sync.getLatestCommit?did=" + s.did.String():                                      `"rev"`,
+			"/xrpc/com.atproto.sync.getRepo?did=" + s.did.String():                                              "roots",
+			"/xrpc/com.atproto.sync.listBlobs?did=" + s.did.String():                                            avatarCID(t, s),
+			"/xrpc/com.atproto.sync.getBlob?did=" + s.did.String() + "&cid=" + avatarCID(t, s):                  "PNG",
+			"/xrpc/app.bsky.actor.getProfile?actor=" + s.did.String():                                           s.did.String(),
 		} {
 			if a := s.send(t, "GET", path, "", nil); a.status != 200 || !strings.Contains(a.body, want) {
 				t.Errorf("%s: %d %s", path, a.status, a.body)
 			}
+		}
+		wrong, err := xrpc.SignServiceToken(d.people.keys[owner], owner, s.config.WebDID().String(), atcr.HoldExportUserDataNSID, time.Now(), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := s.send(t, "GET", "/xrpc/"+atcr.HoldExportUserDataNSID, wrong, nil); a.status != 401 {
+			t.Errorf("a token for the did:web of the host: %d %s", a.status, a.body)
+		}
+		if a := s.send(t, "GET", "/xrpc/"+atcr.HoldExportUserDataNSID, s.token(t, owner, atcr.HoldExportUserDataNSID), nil); a.status != 200 || !strings.Contains(a.body, s.did.String()) {
+			t.Errorf("%d %s", a.status, a.body)
 		}
 		blob := s.push(t, writer, []byte("content")) // with tokens for the did:plc
 		if a := s.notify(t, writer, message(writer, "app", "m", blob)); a.status != 200 || len(s.records(t, atcr.HoldLayerNSID)) != 1 {
@@ -196,6 +214,20 @@ func TestPLC(t *testing.T) {
 	if err := with(t, config, nil); err == nil || !strings.Contains(err.Error(), "set HOLD_DID_METHOD=plc") {
 		t.Errorf("another method: %v", err)
 	}
+}
+
+// avatarCID is the blob that the hold's profile names.
+func avatarCID(t *testing.T, s *server) string {
+	t.Helper()
+	r, err := s.repo.GetRecord(t.Context(), profileNSID, atcr.SelfRkey)
+	var p profile
+	if err == nil {
+		err = json.Unmarshal(r.Value, &p)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Avatar.Ref.Link
 }
 
 // Would catch a did:web hold that can be made a did:plc one by a setting, and one whose address changes silently.

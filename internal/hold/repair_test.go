@@ -254,3 +254,32 @@ func TestBrokenDatabase(t *testing.T) {
 		}
 	}
 }
+
+// Would catch a start that waits for ever for a database which another program has, or does not say so.
+func TestLockedDatabase(t *testing.T) {
+	t.Parallel()
+	d := newDirectory(t)
+	config := d.config(t)
+	config.DIDMethod = methodWeb
+	if err := with(t, config, nil); err != nil {
+		t.Fatal(err)
+	}
+	other, err := sql.Open("sqlite", "file:"+filepath.Join(config.DatabaseDir, "db.sqlite3")+"?_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	tx, err := other.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := with(t, config, nil); !errors.Is(err, sqldb.ErrLocked) || !strings.Contains(err.Error(), "End that program") {
+		t.Errorf("%v", err)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := with(t, config, nil); err != nil {
+		t.Errorf("let go: %v", err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -215,6 +216,34 @@ func TestFullDisk(t *testing.T) {
 	}
 	small := blob[:4<<20]
 	do(t, http.MethodPut, startUpload(t, base, token)+"?digest="+oci.FromBytes(small).String(), token, bytes.NewReader(small), http.StatusCreated)
+}
+
+// Would catch a start on a full volume that says nothing of what to do, or that leaves half a hold behind: once
+// there is room, the same start makes one.
+func TestFullDatabase(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t)
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = filler.Close() }()
+	if _, err := io.Copy(filler, io.LimitReader(rand.Reader, 16<<20)); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("the volume is not full: %v", err)
+	}
+	port := freePort(t)
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	env := []string{
+		"HOLD_PUBLIC_URL=http://" + address, "HOLD_SERVER_ADDR=" + address, "HOLD_DEBUG_ADDR=", "HOLD_OWNER=did:plc:owner",
+		"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir(), "HOLD_DATABASE_DIR=" + dir,
+	}
+	if out, err := tryCommand(t, env, binaries.hold); err == nil || !strings.Contains(out, "Make room on the volume of HOLD_DATABASE_DIR") {
+		t.Errorf("%v\n%s", err, tail(out))
+	}
+	if err := filler.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	startDaemon(t, binaries.hold, "http://"+address, "/xrpc/_health", env...)
 }
 
 // patch sends body to an upload and returns the status, 0 where there was no answer.
