@@ -27,6 +27,35 @@ func (n *network) second() *network {
 // through is the same person with the same token, at another process.
 func (u user) through(n *network) user { return user{n, u.authorization} }
 
+// Would catch whatever one process knows and another does not: a proxy in front of them sends each request
+// where it likes.
+func TestTwoProcesses(t *testing.T) {
+	t.Parallel()
+	one := newNetwork(t, "ATCR_DATABASE_URL="+databases.NewPostgres(t))
+	two := one.second()
+	alice := one.as(one.alice, "alice.test/app", "alice.test/other")
+	image, next := newImage("first"), newImage("second")
+
+	// A tag and its moves, a delete, and a list are seen at once, whoever asked before.
+	two.nobody().must(404, two.nobody().manifest("alice.test/app", "latest"))
+	alice.push("alice.test/app", image, "latest")
+	two.nobody().pull("alice.test/app", "latest", image)
+	alice.through(two).push("alice.test/app", next, "latest", "2.0")
+	one.nobody().pull("alice.test/app", "latest", next)
+	two.nobody().pull("alice.test/app", "latest", next)
+	tags := func(n *network) string {
+		return n.nobody().must(200, n.nobody().do(http.MethodGet, "/v2/alice.test/app/tags/list", nil)).body
+	}
+	if got := tags(one) + tags(two); strings.Count(got, `"2.0"`) != 2 {
+		t.Errorf("tags: %s", got)
+	}
+	alice.must(202, alice.do(http.MethodDelete, "/v2/alice.test/app/manifests/2.0", nil))
+	two.nobody().must(404, two.nobody().manifest("alice.test/app", "2.0"))
+	if got := tags(one) + tags(two); strings.Contains(got, `"2.0"`) {
+		t.Errorf("tags afterwards: %s", got)
+	}
+}
+
 // Would catch a blob that is gone in the process that deleted it alone.
 func TestDeleteInTwoProcesses(t *testing.T) {
 	t.Parallel()

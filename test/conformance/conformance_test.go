@@ -5,7 +5,7 @@
 package conformance
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -38,22 +38,22 @@ type people struct {
 }
 
 // Would catch any departure from the distribution spec, released and in development, in each way that bytes go, on
-// each database, and at each PDS. Each two of storage, way and database meet in one of the runs. In development the
-// specification wants a header that S3 does not send: docs/divergences.md.
+// each database, and at each PDS. Each two of storage, way and database meet in one of the runs. On PostgreSQL two
+// processes are one AppView, and get the requests in turn.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	s3 := components.StartVersityGW(t)
-	for _, c := range []struct{ storage, uploads, database, pds, version string }{
-		{"folder", "always", "SQLite", "ours", "1.1"}, {"folder", "never", "PostgreSQL", "ours", "dev"},
-		{"S3 presigned", "always", "PostgreSQL", "ours", "1.1"}, {"S3 presigned", "never", "SQLite", "ours", "1.1"},
-		{"S3 through the hold", "always", "SQLite", "ours", "dev"}, {"S3 through the hold", "never", "PostgreSQL", "ours", "1.1"},
-		{"folder", "auto", "SQLite", "the reference", "1.1"},
+	for i, c := range []struct{ storage, uploads, database, pds string }{
+		{"folder", "always", "SQLite", "ours"}, {"folder", "never", "PostgreSQL", "ours"},
+		{"S3 presigned", "always", "PostgreSQL", "ours"}, {"S3 presigned", "never", "SQLite", "ours"},
+		{"S3 through the hold", "always", "SQLite", "ours"}, {"S3 through the hold", "never", "PostgreSQL", "ours"},
+		{"folder", "auto", "SQLite", "the reference"},
 	} {
-		t.Run(fmt.Sprintf("%s, direct uploads %s, %s, %s PDS, %s", c.storage, c.uploads, c.database, c.pds, c.version), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s, direct uploads %s, %s, %s PDS", c.storage, c.uploads, c.database, c.pds), func(t *testing.T) {
 			t.Parallel()
 			settings := []string{"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir()}
 			if c.storage != "folder" {
-				bucket := "b" + regexp.MustCompile(`[^a-z0-9]`).ReplaceAllString(c.uploads+c.version, "") + strconv.Itoa(len(c.storage))
+				bucket := fmt.Sprintf("bucket%d", i)
 				s3.CreateBucket(t, bucket)
 				settings = []string{
 					"S3_ENDPOINT=" + s3.Endpoint, "S3_BUCKET=" + bucket, "AWS_ACCESS_KEY_ID=" + s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s3.SecretKey,
@@ -67,7 +67,14 @@ func TestConformance(t *testing.T) {
 			alice := startPeople(t, c.pds)
 			holdDID := startHold(t, alice, settings)
 			registry, direct := startAppView(t, alice, holdDID, c.uploads, url)
-			suite(t, registry, alice, c.version)
+			t.Run("1.1", func(t *testing.T) { suite(t, registry, alice, "1.1") })
+			t.Run("dev", func(t *testing.T) {
+				var options []string
+				if c.storage == "S3 presigned" { // it sends no header of ours with a blob: docs/divergences.md
+					options = append(options, "OCI_API_BLOBS_DIGEST_HEADER=false")
+				}
+				suite(t, registry, alice, "dev", options...)
+			})
 			if n := direct.Load(); (n > 0) != (c.uploads == "always") {
 				t.Errorf("%d requests went straight to the hold", n)
 			}
@@ -94,18 +101,25 @@ func startPeople(t *testing.T, pds string) people {
 }
 
 // suite runs it, and fails with what it says of each failure.
-func suite(t *testing.T, registry string, alice people, version string) {
+func suite(t *testing.T, registry string, alice people, version string, options ...string) {
 	t.Helper()
 	results := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), components.Path(t, "conformance"))
 	cmd.Dir = results
-	cmd.Env = []string{
-		"OCI_REGISTRY=" + registry, "OCI_TLS=disabled", "OCI_REPO1=alice.test/repo1", "OCI_REPO2=alice.test/nested/repo2", "OCI_USERNAME=alice.test",
-		"OCI_PASSWORD=" + alice.password, "OCI_VERSION=" + version, "OCI_RESULTS_DIR=" + results, "HOME=" + results,
-	}
+	of := strings.ReplaceAll(version, ".", "-") // a repository of its own
+	cmd.Env = append(options,
+		"OCI_REGISTRY="+registry, "OCI_TLS=disabled", "OCI_REPO1=alice.test/repo1-"+of, "OCI_REPO2=alice.test/nested/repo2-"+of, "OCI_USERNAME=alice.test",
+		"OCI_PASSWORD="+alice.password, "OCI_VERSION="+version, "OCI_RESULTS_DIR="+results, "HOME="+results,
+	)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		t.Fatalf("%v\n%s", err, tail(out))
+		var failed []string
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, "FAIL") || strings.Contains(line, "level=") {
+				failed = append(failed, line)
+			}
+		}
+		t.Fatalf("%v\n%s\n%s", err, strings.Join(failed[:min(len(failed), 60)], ""), tail(out))
 	}
 	passed := regexp.MustCompile(`(?i)pass\w*[^0-9\n]*([0-9]+)`).FindSubmatch(out)
 	if passed == nil {
@@ -118,7 +132,7 @@ func suite(t *testing.T, registry string, alice people, version string) {
 	t.Logf("%d passed", n)
 }
 
-func tail(out []byte) []byte { return out[max(0, len(out)-8000):] }
+func tail(out []byte) []byte { return out[max(0, len(out)-3000):] }
 
 func listen(t *testing.T) (net.Listener, string) {
 	t.Helper()
@@ -174,12 +188,37 @@ func startAppView(t *testing.T, alice people, holdDID, uploads, databaseURL stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	var problems bytes.Buffer
-	a, err := appview.Open(t.Context(), config, slog.New(slog.NewTextHandler(&problems, &slog.HandlerOptions{Level: slog.LevelError})), prometheus.NewRegistry())
-	if err != nil {
-		t.Fatal(err)
+	all := &inTurn{}
+	processes := 1
+	if databaseURL != "" {
+		processes = 2
 	}
-	front := &follower{appview: a.Handler(), hold: "http://" + strings.ReplaceAll(strings.TrimPrefix(holdDID, "did:web:"), "%3A", ":")}
-	serve(t, l, front, a)
+	for range processes {
+		a, err := appview.Open(t.Context(), config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.processes = append(all.processes, a)
+	}
+	front := &follower{appview: all, hold: "http://" + strings.ReplaceAll(strings.TrimPrefix(holdDID, "did:web:"), "%3A", ":")}
+	serve(t, l, front, all)
 	return "127.0.0.1:" + port, &front.direct
+}
+
+// inTurn is what stands in front of the processes of one AppView, and sends no client to the same one twice.
+type inTurn struct {
+	processes []*appview.AppView
+	turn      atomic.Uint64
+}
+
+func (i *inTurn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	i.processes[i.turn.Add(1)%uint64(len(i.processes))].Handler().ServeHTTP(w, r)
+}
+
+// Close closes all.
+func (i *inTurn) Close() (err error) {
+	for _, a := range i.processes {
+		err = errors.Join(err, a.Close())
+	}
+	return err
 }
