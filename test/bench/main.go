@@ -49,21 +49,25 @@ type section struct {
 }
 
 var sections = []section{
-	{"push", benchPush}, {"memory", benchMemory}, {"s3", benchS3Requests}, {"small", benchSmall}, {"read", benchRead}, {"index", benchIndex}, {"commits", benchCommits},
+	{"push", benchPush}, {"push-s3", benchPushS3}, {"memory", benchMemory}, {"s3", benchS3Requests}, {"small", benchSmall}, {"read", benchRead}, {"index", benchIndex}, {"commits", benchCommits},
 	{"repo", benchRepo}, {"alone", benchAlone},
 }
 
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := flags.String("only", "", "comma-separated sections: push, memory, s3, small, read, index, commits, repo, alone (default all)")
+	only := flags.String("only", "", "comma-separated sections: push, push-s3, memory, s3, small, read, index, commits, repo, alone (default all)")
 	rounds := flags.Int("rounds", 5, "rounds of each measurement; medians are printed")
 	bin := flags.String("bin", "bin", "folder of atcr-hold and atcr-appview")
+	plain := flags.String("plain", "", "be the plain server of the pushes, at address,folder")
 	bare := flags.String("bare", "", "be the bare server of the reads, at address,file")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *bare != "" {
 		return serveBare(ctx, *bare)
+	}
+	if *plain != "" {
+		return servePlain(ctx, *plain)
 	}
 	dir, err := os.MkdirTemp("", "atcr-bench-")
 	if err != nil {

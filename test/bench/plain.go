@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// startPlain runs this program as a server that does what a push cannot do without: bytes from the connection through
+// a hash into a file, and fsync.
+func (b *bench) startPlain(ctx context.Context) (*process, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(b.dir, "plain")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	p, err := start(ctx, b.dir, "plain", "http://"+address, "http://"+address+"/", nil, self, "-plain", address+","+dir)
+	if err != nil {
+		return nil, err
+	}
+	b.stoppers = append(b.stoppers, p.stop)
+	return p, nil
+}
+
+// plainServer takes one upload at a time, by the calls of the distribution API.
+type plainServer struct {
+	dir  string
+	mu   sync.Mutex
+	file *os.File
+	hash hash.Hash
+}
+
+func servePlain(ctx context.Context, spec string) error {
+	address, dir, _ := strings.Cut(spec, ",")
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	s := &plainServer{dir: dir}
+	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		status, err := s.take(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Location", "/upload")
+		w.WriteHeader(status)
+	})}
+	return server.Serve(l)
+}
+
+func (s *plainServer) take(r *http.Request) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	switch r.Method {
+	case http.MethodPost:
+		s.hash = sha256.New()
+		s.file, err = os.CreateTemp(s.dir, "blob-")
+		return http.StatusAccepted, err
+	case http.MethodPatch:
+		_, err = io.CopyBuffer(io.MultiWriter(s.file, s.hash), r.Body, make([]byte, 256<<10))
+		return http.StatusAccepted, err
+	case http.MethodPut:
+		if r.URL.Query().Get("digest") != "sha256:"+hex.EncodeToString(s.hash.Sum(nil)) {
+			return 0, errors.New("another digest")
+		}
+		return http.StatusCreated, errors.Join(s.file.Sync(), s.file.Close())
+	}
+	return http.StatusOK, nil
+}
+
+// benchPushS3 pushes one large layer where the storage is S3.
+func benchPushS3(ctx context.Context, b *bench) error {
+	targets, err := b.pushTargets(ctx, "push", true)
+	if err != nil {
+		return err
+	}
+	const size = 1 << 30
+	b.printf("\n## Pushing one layer, storage is S3\n\nThe same, to versitygw on the same machine; wanted: ≥3×.\n\n| layer | target | MB/s | of distribution | final PUT |\n|---|---|---|---|---|\n")
+	times, finals := make([][]time.Duration, len(targets)), make([][]time.Duration, len(targets))
+	for round := range b.rounds {
+		for i, t := range targets {
+			l := newLayer(size, uint64(20_000+10*round+i))
+			syscall.Sync()
+			p, err := push(ctx, t.begin, l, t.authorization)
+			if err = errors.Join(err, b.dropFiles(size)); err != nil {
+				return fmt.Errorf("%s: %w", t.name, err)
+			}
+			times[i], finals[i] = append(times[i], p.Total), append(finals[i], p.Final)
+		}
+	}
+	for i, t := range targets {
+		b.printf("| %d MiB | %s | %.0f | %.2f× | %s |\n", size>>20, t.name, size/1e6/median(times[i]).Seconds(), median(times[0]).Seconds()/median(times[i]).Seconds(), short(median(finals[i])))
+	}
+	return nil
+}
