@@ -183,3 +183,26 @@ func testDictionary(t *testing.T) []byte {
 	}
 	return dictionary
 }
+
+// Would catch a PDS that proves what another's repo has, and is believed of its own.
+func TestJetstreamProofOfAnother(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.tag(w.alice, "1", "one")
+	w.tag(w.bob, "1", "bob's")
+	f := newFirehose(t, websocket.MessageText, said(w.alice.DID, "create", atcr.TagNSID, "app:1", "", time.Now()))
+	_, _ = w.run(func(c *ingest.Config) { c.Jetstreams = []string{f.URL} })
+	w.eventually("alice", w.complete(w.alice))
+	another := w.PDS.Inject(devnet.Method("com.atproto.sync.getRecord"), func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		q := r.URL.Query()
+		q.Set("did", w.bob.DID)
+		r.URL.RawQuery = q.Encode()
+		next.ServeHTTP(rw, r)
+	})
+	f.send(said(w.alice.DID, "update", atcr.TagNSID, "app:1", "x", time.Now()))
+	w.eventually("the proof was looked at, and refused", func() bool { return w.metric("dropped_total", "hint") == 1 })
+	w.eventually("alice's repo is read anew", w.complete(w.alice))
+	if another.Fired() == 0 || !w.isTagged(w.alice, "1", "one")() {
+		t.Errorf("asked %d times, the tag names %s", another.Fired(), w.tagged(w.alice, "1"))
+	}
+}
