@@ -226,6 +226,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	site, err := a.newPages(&pages{
 		directory: directory, sessions: sessions, credentials: a.credentials, choice: device.choice, welcome: greeter.welcome,
+		manifests: manifests, blocks: blocked,
 	}, address, adapter, now)
 	if err != nil {
 		return err

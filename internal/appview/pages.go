@@ -13,6 +13,7 @@ import (
 	"atcr.io/internal/credential"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
 	"atcr.io/internal/session"
 	"atcr.io/internal/web"
 	"atcr.io/internal/xrpc"
@@ -25,6 +26,28 @@ type pages struct {
 	credentials *credential.Store
 	choice      *chooser
 	welcome     func(ctx context.Context, s session.Session)
+	manifests   *manifests
+	blocks      *blocks
+}
+
+// Tags are those of somebody's repository, as everybody sees them.
+func (p *pages) Tags(ctx context.Context, owner, repository string) ([]string, error) {
+	name, err := oci.ParseName(owner + "/" + repository)
+	if err != nil {
+		return nil, p.problem(err)
+	}
+	of, err := p.manifests.owners.find(ctx, name.Owner)
+	if err == nil {
+		err = p.blocks.repository(of.DID, name.Repository)
+	}
+	if err != nil {
+		return nil, p.problem(err)
+	}
+	tags, err := p.manifests.Tags(ctx, registry.Caller{}, name)
+	if err != nil {
+		return nil, p.problem(err)
+	}
+	return tags, nil
 }
 
 // newPages makes the web server.
@@ -39,7 +62,7 @@ func (a *AppView) newPages(p *pages, address func(*http.Request) string, adapter
 		origin = c.BaseURL
 	}
 	return web.New(web.Config{
-		SignIn: p, Devices: p, Holds: p, Keeping: p,
+		SignIn: p, Devices: p, Holds: p, Keeping: p, Images: p,
 		BaseURL: c.BaseURL, Origin: origin, Service: c.ServiceName, Insecure: u.Scheme == "http", Downloads: c.HelperDownloads,
 		Address: address, Adapter: adapter, Now: now,
 	})

@@ -248,3 +248,27 @@ func TestPagesEndSession(t *testing.T) {
 		t.Errorf("the device, after signing in again: %d %s", at.status, at.body)
 	}
 }
+
+// Would catch an image page that shows what is not there, or is blocked.
+func TestImagePage(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.as(n.alice, "alice.test/team/app").push("alice.test/team/app", newImage("one"), "1.0")
+	page := func() answer { return request(t, http.MethodGet, n.base+"/r/alice.test/team/app", nil) }
+	if got := page(); got.status != http.StatusOK || !strings.Contains(got.body, "/alice.test/team/app:1.0") {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	for _, path := range []string{"/r/alice.test/none", "/r/nobody.test/app", "/r/alice.test/UPPER"} {
+		if got := request(t, http.MethodGet, n.base+path, nil); got.status != http.StatusNotFound && got.status != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", path, got.status, got.body)
+		}
+	}
+	if _, err := n.blocking().Add(t.Context(), "alice.test/team/app", "a court says so"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is blocked here too, and says why", func() bool {
+		n.forget()
+		got := page()
+		return got.status == http.StatusUnavailableForLegalReasons && strings.Contains(strings.ToLower(got.body), "a court says so")
+	})
+}

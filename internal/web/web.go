@@ -141,6 +141,7 @@ type Config struct {
 	Devices Devices
 	Holds   Holds
 	Keeping Keeping
+	Images  Images
 
 	BaseURL string // of this AppView
 	// Origin is scheme and host under which people sign in; elsewhere on this machine they are sent there.
@@ -161,11 +162,13 @@ type Server struct {
 	config    Config
 	templates templates
 	tries     *httpx.Limiter // sign-ins, by address
+	looks     *httpx.Limiter // at images, which may have other servers asked, by address
 	downloads fs.FS          // nil: elsewhere, or none
 }
 
 const (
 	signInsPerAddress = 30
+	looksPerAddress   = 120
 	signInWindow      = 10 * time.Minute
 	maxFormBytes      = 16 << 10
 )
@@ -179,7 +182,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, templates: t, tries: httpx.NewLimiter(signInsPerAddress, signInWindow, c.Now)}
+	s := &Server{config: c, templates: t, tries: httpx.NewLimiter(signInsPerAddress, signInWindow, c.Now), looks: httpx.NewLimiter(looksPerAddress, time.Minute, c.Now)}
 	if c.Downloads != "" && !strings.Contains(c.Downloads, "://") {
 		s.downloads = os.DirFS(c.Downloads)
 	}
@@ -204,6 +207,7 @@ type route struct {
 var routes = []route{
 	{"GET /{$}", everybody, (*Server).getHome},
 	{"GET /style.css", everybody, (*Server).getStyle},
+	{"GET /r/{owner}/{repository...}", everybody, (*Server).getImage},
 	{"GET /login", everybody, (*Server).getLogin},
 	{"POST /login", everybody, (*Server).postLogin},
 	{"GET /oauth/callback", everybody, (*Server).getCallback},

@@ -120,6 +120,17 @@ func (b *back) Export(context.Context, Visitor) (any, error) {
 	return map[string]string{"did": "x"}, nil
 }
 
+func (b *back) Tags(_ context.Context, owner, repository string) ([]string, error) {
+	if owner != "alice.test" {
+		return nil, &Problem{Status: http.StatusNotFound, Title: "That did not work", Text: "There is no account " + owner + "."}
+	}
+	tags := []string{"<script>" + repository}
+	for i := range 2 * tagsShown {
+		tags = append(tags, fmt.Sprint("1.", i))
+	}
+	return tags, nil
+}
+
 func (b *back) Forget(context.Context, Visitor) error { b.forgot = true; return nil }
 
 type site struct {
@@ -135,7 +146,7 @@ func newSite(t *testing.T, change func(*Config)) *site {
 	s.Server = httptest.NewServer(mux)
 	t.Cleanup(s.Close)
 	c := Config{
-		SignIn: s.back, Devices: s.back, Holds: s.back, Keeping: s.back, BaseURL: s.URL, Origin: s.URL, Service: "atcr.test", Insecure: true,
+		SignIn: s.back, Devices: s.back, Holds: s.back, Keeping: s.back, Images: s.back, BaseURL: s.URL, Origin: s.URL, Service: "atcr.test", Insecure: true,
 		Address: func(*http.Request) string { return "192.0.2.9" }, Adapter: &httpx.Adapter{},
 	}
 	if change != nil {
