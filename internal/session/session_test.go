@@ -336,7 +336,7 @@ func testTroubledPDS(t *testing.T, d databases.Database) {
 		{"endless", devnet.Endless(0), func(e *xrpc.UpstreamError) bool { return e.Invalid }, nil},
 		{"redirect", devnet.Redirect("http://localhost:1/"), func(e *xrpc.UpstreamError) bool { return e.Invalid }, nil},
 		{"failing", devnet.Refuse(500, "InternalServerError", "oh"), func(e *xrpc.UpstreamError) bool { return e.Status == 500 }, nil},
-		{"limiting", devnet.Limited(time.Now().Add(90 * time.Second)), func(e *xrpc.UpstreamError) bool {
+		{"limiting", limited, func(e *xrpc.UpstreamError) bool {
 			return e.Status == 429 && e.RetryAfter > time.Minute && e.RetryAfter <= 90*time.Second
 		}, nil},
 		{"another's session", answer(map[string]string{"did": "did:plc:other", "accessJwt": "a.b.c", "refreshJwt": "a.b.c"}), func(e *xrpc.UpstreamError) bool { return e.Invalid }, nil},
@@ -366,6 +366,11 @@ func testTroubledPDS(t *testing.T, d databases.Database) {
 			w.login(t)
 		})
 	}
+}
+
+// limited is for 90 s from when it is met.
+func limited(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	devnet.Limited(time.Now().Add(90*time.Second))(w, r, next)
 }
 
 func answer(v any) devnet.Fault {
