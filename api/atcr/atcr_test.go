@@ -47,8 +47,11 @@ func TestLexicons(t *testing.T) {
 			return err
 		}
 		var file lexicon.SchemaFile
-		if err := json.Unmarshal(raw, &file); err != nil || len(file.Defs) == 0 {
-			return fmt.Errorf("%s: %d definitions, %v", path, len(file.Defs), err)
+		if err := json.Unmarshal(raw, &file); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if len(file.Defs) == 0 {
+			return fmt.Errorf("%s has no definitions", path)
 		}
 		for name := range file.Defs {
 			if _, err := c.Resolve(nsid + "#" + name); err != nil {

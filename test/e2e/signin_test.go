@@ -98,7 +98,7 @@ func (x *terminal) says(t *testing.T, pattern string) string {
 // wait is how it ended.
 func (x *terminal) wait(t *testing.T, want int) {
 	t.Helper()
-	<-x.ended
+	<-x.ended //nolint:errcheck // the exit code is what is looked at
 	if got := x.cmd.ProcessState.ExitCode(); got != want {
 		t.Fatalf("the exit code is %d, want %d:\n%s", got, want, x.output)
 	}
@@ -132,16 +132,6 @@ func (b *browser) signInAtPDS(password string) {
 	b.fill(`input[type="password"]`, password)
 	b.press("Sign in", "Next")
 	b.press("Authorize", "Accept", "Allow")
-}
-
-// signIn signs alice in at the AppView with the PDS's pages, and ends at its settings.
-func (b *browser) signIn(n *network, account components.Account) {
-	b.t.Helper()
-	b.open("http://" + n.registry + "/settings")
-	b.fill("#who", account.Handle)
-	b.press("Go on at my server")
-	b.signInAtPDS(account.Password)
-	b.until("the settings", `location.pathname === "/settings"`)
 }
 
 // Would catch anything between a person's prompt and their image that only our own code can talk to: the PDS with
