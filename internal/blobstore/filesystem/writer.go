@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	bufferBytes = 1 << 20
+	bufferBytes = 256 << 10
 	// Senders who are slow keep a buffer for long. Only so many are large; who finds none takes a small one.
 	largeBuffers     = 32
 	smallBufferBytes = 64 << 10
@@ -64,7 +64,9 @@ func (w *writer) staged() string {
 	return filepath.Join(w.store.root, filepath.FromSlash(blobstore.StagingPrefix+w.name))
 }
 
-// ReadFrom reads into one buffer while another is written. When writing fails, no more is read.
+// ReadFrom reads and writes in turn, a buffer that stays in one processor's cache: to hand the bytes to a goroutine
+// that writes costs more than it saves where the two run on processors that share none. When writing fails, no more
+// is read.
 func (w *writer) ReadFrom(r io.Reader) (int64, error) {
 	if w.file == nil {
 		return 0, fmt.Errorf("%w: the staged file is gone", blobstore.ErrNotFound)
@@ -72,47 +74,31 @@ func (w *writer) ReadFrom(r io.Reader) (int64, error) {
 	if w.lost != nil {
 		return 0, w.lost
 	}
-	type block struct {
-		buffer []byte
-		n      int
-	}
-	begin := w.size
-	full, done := make(chan block), make(chan struct{})
-	var writeErr error
-	go func() {
-		defer close(done)
-		for b := range full {
-			if _, writeErr = w.file.WriteAt(b.buffer[:b.n], w.size); writeErr == nil {
-				w.size += int64(b.n)
-				writeErr = w.flush()
-			}
-			w.store.giveBack(b.buffer)
-			if writeErr != nil {
-				return
-			}
+	buffer := w.store.buffer()
+	defer func() { w.store.giveBack(buffer) }()
+	for begin := w.size; ; {
+		n, readErr := fill(r, buffer)
+		if err := w.write(buffer[:n]); err != nil {
+			return w.size - begin, translate(err)
 		}
-	}()
-	var readErr error
-	for reading := true; reading && readErr == nil; {
-		b := block{buffer: w.store.buffer()}
-		b.n, readErr = fill(r, b.buffer)
-		select {
-		case full <- b:
-		case <-done:
-			w.store.giveBack(b.buffer)
-			reading = false
+		if errors.Is(readErr, io.EOF) {
+			return w.size - begin, nil
+		}
+		if readErr != nil {
+			return w.size - begin, readErr
 		}
 	}
-	close(full)
-	<-done
-	taken := w.size - begin
-	if writeErr != nil {
-		return taken, translate(writeErr)
+}
+
+func (w *writer) write(p []byte) error {
+	if len(p) == 0 {
+		return nil
 	}
-	if errors.Is(readErr, io.EOF) {
-		return taken, nil
+	if _, err := w.file.WriteAt(p, w.size); err != nil {
+		return err
 	}
-	return taken, readErr
+	w.size += int64(len(p))
+	return w.flush()
 }
 
 // fill is io.ReadFull whose error is the reader's own.
