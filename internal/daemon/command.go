@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"atcr.io/internal/envconf"
@@ -60,6 +61,17 @@ func (c Command[C]) sub(args []string) (*Sub[C], []string) {
 	return nil, nil
 }
 
+// limited says that the memory limit is ours, not the operator's.
+var limited atomic.Bool
+
+// Reserve adds to the memory limit what the daemon must keep, however much it is: else the garbage collector would
+// work without end to make room that cannot be made. It counts from nothing each time.
+func Reserve(bytes int64) {
+	if limited.Load() {
+		debug.SetMemoryLimit(memoryLimit + bytes)
+	}
+}
+
 // Main runs the command of this process and ends it. The first SIGINT or SIGTERM ends gracefully, a second
 // one at once.
 func (c Command[C]) Main() {
@@ -69,6 +81,7 @@ func (c Command[C]) Main() {
 		stop() // from here on a second signal has its usual effect
 	}()
 	if debug.SetMemoryLimit(-1) > 1<<50 { // GOMEMLIMIT is not set
+		limited.Store(true)
 		debug.SetMemoryLimit(memoryLimit)
 	}
 	if err := c.Run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr); err != nil {

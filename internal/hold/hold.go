@@ -28,6 +28,7 @@ import (
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/blobstore/filesystem"
 	"atcr.io/internal/blobstore/s3"
+	"atcr.io/internal/daemon"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/identity"
 	"atcr.io/internal/ledger"
@@ -235,7 +236,7 @@ func (h *Hold) openRepo(ctx context.Context) error {
 	}
 	h.host, err = pds.Open(ctx, pds.Config{
 		DB: h.db, Logger: h.log, Now: h.now, ServerDID: h.did, Authorise: h.authoriseWrite, AuthoriseBlob: h.authoriseBlob, Validate: h.catalog.validate,
-		Follow: h.follow, Budget: pds.RelayBudget,
+		Follow: h.follow, Budget: pds.RelayBudget, Reserve: daemon.Reserve,
 		MaxSubscribers: h.config.Subscribers, MaxSubscribersEach: h.config.SubscribersPerAddress, SubscriberKey: h.clientNetwork,
 		DIDDocument: func(context.Context, syntax.DID) (any, error) { return h.document(), nil },
 	})

@@ -120,3 +120,20 @@ func TestGather(t *testing.T) {
 		}
 	})
 }
+
+// Would catch a large repo whose tree has the garbage collector work without end, because nobody made room for it.
+func TestReserve(t *testing.T) {
+	t.Parallel()
+	var told []int64
+	h := &Host{config: Config{Reserve: func(bytes int64) { told = append(told, bytes) }}}
+	for range 3 * reserveEvery {
+		h.grow(1)
+	}
+	h.grow(-3 * reserveEvery) // the tree is loaded again
+	for range 3 * reserveEvery {
+		h.grow(1)
+	}
+	if len(told) != 3 || told[2] < 3*reserveEvery*recordBytes {
+		t.Errorf("%v", told)
+	}
+}

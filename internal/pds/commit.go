@@ -300,6 +300,17 @@ func (r *Repo) commit(ctx context.Context, ops []Op, writes []encoded) (Head, er
 		return Head{}, err
 	}
 	r.head = head
+	var more int64
+	for _, op := range ops {
+		switch {
+		case !op.Prev.Defined():
+			more++
+		case !op.CID.Defined():
+			more--
+		}
+	}
+	r.records += more
+	r.host.grow(more)
 	return head, nil
 }
 

@@ -70,6 +70,8 @@ type Config struct {
 	DIDDocument func(ctx context.Context, did syntax.DID) (any, error)
 	// Budget of events; the zero value has no bounds. As it is used up, commits wait for others to share them.
 	Budget Budget
+	// Reserve, where not nil, is told how many bytes the trees in memory take, about, when that has grown much.
+	Reserve func(bytes int64)
 	// MaxSubscribers of the firehose; 0 means 100.
 	MaxSubscribers int
 	// SubscriberKey is what stands for one client, "" for one that is not counted by itself; MaxSubscribersEach
@@ -88,6 +90,8 @@ type Host struct {
 	spending spending
 
 	subscribers subscribers   // for the caps
+	records     atomic.Int64  // in the trees in memory, about
+	reserved    atomic.Int64  // of them, what Reserve was told last
 	exports     atomic.Int64  // downloads of whole repos, for theirs
 	spooling    chan struct{} // a token for each export that reads the database
 
@@ -224,4 +228,17 @@ func (h *Host) Repos() []*Repo {
 		return 1
 	})
 	return out
+}
+
+const (
+	recordBytes  = 300    // of a tree in memory, a record
+	reserveEvery = 20_000 // records
+)
+
+// grow notes that trees have n records more.
+func (h *Host) grow(n int64) {
+	now, last := h.records.Add(n), h.reserved.Load()
+	if h.config.Reserve != nil && now-last >= reserveEvery && h.reserved.CompareAndSwap(last, now) {
+		h.config.Reserve((now + reserveEvery) * recordBytes)
+	}
 }

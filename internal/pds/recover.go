@@ -55,7 +55,7 @@ func (h *Host) Rebuild(ctx context.Context, did syntax.DID, key atcrypto.Private
 			}
 			lost(d.collection + "/" + d.rkey)
 		}
-		t, err := loadTree(ctx, tx, did)
+		t, err := loadTree(ctx, tx, did, func() {})
 		if err != nil {
 			return err
 		}

@@ -34,6 +34,7 @@ type Repo struct {
 	queue   chan struct{} // one token: who has it commits
 	// The rest belongs to who commits.
 	tree     *tree.Tree
+	records  int64 // in the tree
 	lastRkey string
 	head     Head
 }
@@ -119,8 +120,10 @@ func (r *Repo) load(ctx context.Context) error {
 	if err := commit.VerifySignature(public); err != nil {
 		return fmt.Errorf("%w: the newest commit was signed with another key", ErrOtherKey)
 	}
-	t, err := loadTree(ctx, tx, r.did)
+	records := int64(0)
+	t, err := loadTree(ctx, tx, r.did, func() { records++; r.host.grow(1) })
 	if err != nil {
+		r.host.grow(-records)
 		return err
 	}
 	root, err := t.Root()
@@ -130,14 +133,18 @@ func (r *Repo) load(ctx context.Context) error {
 	if root != head.Data || commit.Data != root || commit.Rev != head.Rev {
 		return fmt.Errorf("%w: the records make the tree %s, the newest commit names %s", ErrCorrupt, root, head.Data)
 	}
-	r.tree, r.head = t, head
+	r.host.grow(-r.records) // those of the tree before
+	r.tree, r.head, r.records = t, head, records
 	return nil
 }
 
-// loadTree builds the tree of the record rows.
-func loadTree(ctx context.Context, q queryer, did syntax.DID) (*tree.Tree, error) {
+// loadTree builds the tree of the record rows, and calls each with every one of them.
+func loadTree(ctx context.Context, q queryer, did syntax.DID, each func()) (*tree.Tree, error) {
 	b := tree.NewBuilder(true, nil)
-	err := eachRow(ctx, q, did, false, func(path string, c cid.Cid, _ []byte) error { return b.Add(path, c) })
+	err := eachRow(ctx, q, did, false, func(path string, c cid.Cid, _ []byte) error {
+		each()
+		return b.Add(path, c)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -320,6 +327,7 @@ func (r *Repo) Verify(ctx context.Context) (records int, err error) {
 	if err := fresh.load(ctx); err != nil {
 		return 0, err
 	}
+	defer func() { r.host.grow(-fresh.records) }()
 	rows, err := r.host.db.Reader().QueryContext(ctx, `SELECT collection, rkey, cid, value FROM record WHERE did = ?`, r.did.String())
 	if err != nil {
 		return 0, err
