@@ -1,12 +1,14 @@
 package appview
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
@@ -210,20 +212,42 @@ func (h *holdCalls) initiate(ctx context.Context, c registry.Caller, at *hold, i
 	return out, nil
 }
 
-// part sends one part of an upload. Errors: *oci.Error.
-func (h *holdCalls) part(ctx context.Context, c registry.Caller, at *hold, id string, number int, body io.ReadSeeker, size int64) (etag string, err error) {
+// part sends one part of an upload, and has nothing of raw when it returns. Errors: *oci.Error.
+func (h *holdCalls) part(ctx context.Context, c registry.Caller, at *hold, id string, number int, raw []byte) (etag string, err error) {
 	var out atcr.HoldUploadPartOutput
 	err = h.as(ctx, c, at, atcr.HoldInitiateUploadNSID, func(token string) error {
-		if _, err := body.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
+		body := &lentBytes{r: bytes.NewReader(raw)}
+		defer body.takeBack()
 		return h.upstream.JSON(ctx, xrpc.UpstreamCall{
 			Base: at.URL, NSID: atcr.HoldUploadPartNSID, Method: http.MethodPut, Token: token,
-			Body: body, Size: size, ContentType: "application/octet-stream",
+			Body: body, Size: int64(len(raw)), ContentType: "application/octet-stream",
 			Header: http.Header{"X-Upload-Id": {id}, "X-Part-Number": {strconv.Itoa(number)}},
 		}, &out)
 	})
 	return out.Etag, holdWriteError(c, at, err)
+}
+
+// lentBytes is a request's body whose bytes are somebody's to use again. A hold may answer before it has read them, and
+// the HTTP client then goes on reading after the call has returned.
+type lentBytes struct {
+	mu   sync.Mutex
+	r    *bytes.Reader
+	over bool
+}
+
+func (l *lentBytes) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return 0, io.ErrClosedPipe
+	}
+	return l.r.Read(p)
+}
+
+func (l *lentBytes) takeBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
 }
 
 // call is one of the upload methods with a JSON body and answer. Errors: *oci.Error.

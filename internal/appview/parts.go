@@ -1,7 +1,6 @@
 package appview
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -187,7 +186,7 @@ func (p *parts) send(ctx context.Context, c registry.Caller, at *hold, t ticket,
 	if number > maxParts {
 		return &oci.Error{Code: oci.CodeSizeInvalid, Status: http.StatusRequestEntityTooLarge, Message: "the blob is too large for this hold"}
 	}
-	etag, err := p.calls.part(ctx, c, at, t.UploadID, number, bytes.NewReader(raw), int64(len(raw)))
+	etag, err := p.calls.part(ctx, c, at, t.UploadID, number, raw)
 	if err != nil {
 		return err
 	}
