@@ -36,17 +36,29 @@ type limits struct {
 	now func() time.Time
 }
 
+// limitKey is what is counted, and how far.
 type limitKey struct {
-	did     syntax.DID
+	did     string
 	address string
+	max     int
 }
+
+// bySignIn stands where a DID would, for sign-ins by OAuth.
+const bySignIn = "oauth"
 
 // begin counts an attempt, or refuses it with a *LimitError. giveBack uncounts it.
 func (l *limits) begin(ctx context.Context, did syntax.DID, address string) (giveBack func(), err error) {
-	keys := [...]struct {
-		limitKey
-		max int
-	}{{limitKey{did, address}, perPair}, {limitKey{"", address}, perAddress}, {limitKey{did, ""}, perAccount}}
+	return l.count(ctx, limitKey{did.String(), address, perPair}, limitKey{"", address, perAddress}, limitKey{did.String(), "", perAccount})
+}
+
+// beginSignIn counts a sign-in by OAuth, or refuses it with a *LimitError. It shows no password, so there is
+// nothing to guess: an account has no limit, which anybody could use up for its person.
+func (l *limits) beginSignIn(ctx context.Context, address string) error {
+	_, err := l.count(ctx, limitKey{bySignIn, address, perAddress})
+	return err
+}
+
+func (l *limits) count(ctx context.Context, keys ...limitKey) (giveBack func(), err error) {
 	now := l.now()
 	err = l.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM login_attempt WHERE since <= ?`, now.Add(-limitWindow).UnixMilli()); err != nil {
@@ -55,7 +67,7 @@ func (l *limits) begin(ctx context.Context, did syntax.DID, address string) (giv
 		for _, k := range keys {
 			var since int64
 			var count int
-			err := tx.QueryRowContext(ctx, `SELECT since, count FROM login_attempt WHERE did = ? AND address = ?`+l.db.ForUpdate(), k.did.String(), k.address).
+			err := tx.QueryRowContext(ctx, `SELECT since, count FROM login_attempt WHERE did = ? AND address = ?`+l.db.ForUpdate(), k.did, k.address).
 				Scan(&since, &count)
 			if err != nil && !errors.Is(err, sql.ErrNoRows) {
 				return err
@@ -66,7 +78,7 @@ func (l *limits) begin(ctx context.Context, did syntax.DID, address string) (giv
 		}
 		for _, k := range keys {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO login_attempt (did, address, since, count) VALUES (?,?,?,1)
-				ON CONFLICT (did, address) DO UPDATE SET count = login_attempt.count + 1`, k.did.String(), k.address, now.UnixMilli()); err != nil {
+				ON CONFLICT (did, address) DO UPDATE SET count = login_attempt.count + 1`, k.did, k.address, now.UnixMilli()); err != nil {
 				return err
 			}
 		}
@@ -85,7 +97,7 @@ func (l *limits) begin(ctx context.Context, did syntax.DID, address string) (giv
 		_ = l.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
 			for _, k := range keys {
 				if _, err := tx.ExecContext(ctx, `UPDATE login_attempt SET count = count - 1 WHERE did = ? AND address = ? AND count > 0`,
-					k.did.String(), k.address); err != nil {
+					k.did, k.address); err != nil {
 					return err
 				}
 			}

@@ -87,7 +87,7 @@ func (s *Store) BeginSignIn(ctx context.Context, b BeginSignIn) (SignInStarted, 
 	if !slices.Contains([]string{"", "login", "consent", "select_account"}, b.Prompt) {
 		b.Prompt = ""
 	}
-	if _, err := s.limits.begin(ctx, "oauth:"+b.Account.DID, b.Address); err != nil {
+	if err := s.limits.beginSignIn(ctx, b.Address); err != nil {
 		return SignInStarted{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
