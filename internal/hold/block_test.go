@@ -14,7 +14,11 @@ func TestBlocks(t *testing.T) {
 	t.Parallel()
 	p := newPeople(t)
 	s := startHold(t, p, open)
+	if a := s.addCrew(t, owner, writer, "crew:admin"); a.status != http.StatusOK {
+		t.Fatal(a.body)
+	}
 	bad, good := s.push(t, writer, []byte("bad")), s.push(t, stranger, []byte("good"))
+	_, begun := s.begin(t, writer)
 	do := func(run task, pairs ...string) string {
 		t.Helper()
 		said := ""
@@ -42,6 +46,9 @@ func TestBlocks(t *testing.T) {
 		"their images":         {s.send(t, http.MethodGet, strings.Replace(s.blobPath(good), "did:plc:any", writer.String(), 1), "", nil), 451, "AccountBlocked", "spam"},
 		"their uploads":        {s.call(t, writer, atcr.HoldInitiateUploadNSID, atcr.HoldInitiateUploadInput{Digest: good.String()}), 403, "AccountBlocked", "spam"},
 		"their manifests":      {s.notify(t, writer, message(writer, "app", "m", good)), 403, "AccountBlocked", "spam"},
+		"their membership":     {s.call(t, writer, atcr.HoldRequestCrewNSID, atcr.HoldRequestCrewInput{}), 403, "AccountBlocked", "spam"},
+		"their records":        {s.addCrew(t, writer, reader, "blob:read"), 403, "AccountBlocked", "spam"},
+		"their begun uploads":  {s.send(t, http.MethodPatch, begun, "", strings.NewReader("more")), 403, "", "blocked"},
 		"others":               {s.send(t, http.MethodGet, s.blobPath(good), "", nil), 200, "", "good"},
 		"HEAD of what is left": {s.send(t, http.MethodHead, s.blobPath(good), "", nil), 200, "", ""},
 	} {

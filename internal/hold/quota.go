@@ -174,8 +174,11 @@ func (q *quota) limit(ctx context.Context, did syntax.DID) (tier string, bytes i
 	return tier, int64(max), limited, registered, nil
 }
 
-// allow is asked as bytes of unfinished uploads arrive.
+// allow is asked as bytes of unfinished uploads arrive, also of those that began before their owner was blocked.
 func (q *quota) allow(ctx context.Context, did syntax.DID, arriving int64) error {
+	if err := q.hold.blockedPerson(did); err != nil {
+		return err
+	}
 	tier, most, limited, registered, err := q.limit(ctx, did)
 	if err != nil {
 		return err

@@ -184,6 +184,9 @@ func (h *Hold) authoriseWrite(ctx context.Context, r *http.Request, nsid string,
 	if caller == "" {
 		return h.needsToken(nsid)
 	}
+	if err := h.blockedPerson(caller); err != nil {
+		return err
+	}
 	access, err := h.roster.Access(ctx, caller)
 	if err != nil {
 		return err

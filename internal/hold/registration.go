@@ -32,6 +32,9 @@ func (h *Hold) requestCrew(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := h.blockedPerson(caller); err != nil {
+		return err
+	}
 	var in atcr.HoldRequestCrewInput
 	if err := xrpc.ReadJSON(w, r, &in); err != nil {
 		return err
