@@ -250,10 +250,14 @@ func (c configChange) diff() string {
 
 // hideAuth keeps passwords, which some files have, off the screen.
 func hideAuth(line string) string {
+	first, which := len(line), ""
 	for _, key := range []string{`"auth"`, `"identitytoken"`, `"registrytoken"`, `"password"`} {
-		if i := strings.Index(line, key); i >= 0 {
-			return line[:i] + key + `: "…"`
+		if i := strings.Index(line, key); i >= 0 && i < first {
+			first, which = i, key
 		}
 	}
-	return line
+	if which == "" {
+		return line
+	}
+	return line[:first] + which + `: "…"`
 }

@@ -63,6 +63,21 @@ func FuzzEditConfig(f *testing.F) {
 	})
 }
 
+// Would catch a secret on the screen that stands before another, in a file of one line.
+func TestHideAuth(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		`{"auths":{"x":{"identitytoken":"secret","auth":"secret"}}}`:    `{"auths":{"x":{"identitytoken": "…"`,
+		`{"auths":{"x":{"auth":"secret","registrytoken":"secret"}}}`:    `{"auths":{"x":{"auth": "…"`,
+		`{"auths":{"x":{"password":"secret","identitytoken":"secret"}}`: `{"auths":{"x":{"password": "…"`,
+		`"credHelpers": {`: `"credHelpers": {`,
+	} {
+		if got := hideAuth(in); got != want {
+			t.Errorf("%s is shown as %s", in, got)
+		}
+	}
+}
+
 // Would catch a broken file that is overwritten, a link that becomes a file, a changed mode, passwords on the
 // screen, and a change that was made meanwhile and is lost.
 func TestConfigFile(t *testing.T) {
