@@ -68,7 +68,7 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 		_, _ = fmt.Fprintln(p.Stderr, "Ended: nothing was changed.")
 		return 130
 	}
-	_, _ = fmt.Fprintln(p.Stderr, "docker-credential-atcr:", err)
+	sayTo(p.Stderr, "docker-credential-atcr: %s\n", err)
 	return 1
 }
 
@@ -108,7 +108,7 @@ func (p *Program) protocol(action string) *cobra.Command {
 				err = credentials.HandleCommand(h, action, p.Stdin, p.Stdout)
 			}
 			if err != nil {
-				_, _ = fmt.Fprintln(p.Stdout, err)
+				sayTo(p.Stdout, "%s\n", err)
 				return errProtocol
 			}
 			return nil
@@ -199,7 +199,7 @@ func (p *Program) completeRegistry(*cobra.Command, []string, string) ([]string, 
 }
 
 func (p *Program) print(format string, args ...any) {
-	_, _ = fmt.Fprintf(p.Stdout, format+"\n", args...) // nobody reads it: nobody to tell
+	sayTo(p.Stdout, format+"\n", args...)
 }
 
 func (p *Program) printJSON(value any) error {

@@ -30,13 +30,13 @@ func (h *Helper) login(ctx context.Context, registry string, o loginOptions, out
 	if err != nil {
 		return Account{}, err
 	}
-	_, _ = fmt.Fprintf(out, "To sign in to %s, open this page and compare the code:\n\n  %s\n  code: %s\n\n", registry, code.Complete, code.UserCode)
+	sayTo(out, "To sign in to %s, open this page and compare the code:\n\n  %s\n  code: %s\n\n", registry, code.Complete, code.UserCode)
 	if o.QR {
 		_, _ = io.WriteString(out, drawQR(code.Complete))
 	}
 	if o.Browser != nil {
 		if err := o.Browser(code.Complete); err != nil {
-			_, _ = fmt.Fprintf(out, "No browser could be opened here (%v): open the page on any machine.\n", err)
+			sayTo(out, "No browser could be opened here (%v): open the page on any machine.\n", err)
 		}
 	}
 	token, err := h.wait(ctx, registry, code, o.Terminal, out)
@@ -73,7 +73,7 @@ func (h *Helper) replace(ctx context.Context, a *Account, secret string, out io.
 		_ = h.revoke(ctx, a.Registry, old) // it stays in the settings page's list
 	}
 	if tell {
-		_, _ = fmt.Fprintf(out, "There is no keychain here: secrets are kept in %s, which you alone can read.\n", h.secretsFile())
+		sayTo(out, "There is no keychain here: secrets are kept in %s, which you alone can read.\n", h.secretsFile())
 	}
 	return nil
 }

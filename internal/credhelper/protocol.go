@@ -3,7 +3,6 @@ package credhelper
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -35,7 +34,7 @@ const (
 )
 
 func (h *Helper) say(format string, args ...any) {
-	_, _ = fmt.Fprintf(h.Stderr, format+"\n", args...) // nobody reads it: nobody to tell
+	sayTo(h.Stderr, format+"\n", args...)
 }
 
 // Get answers a client. It opens no browser, asks nobody, and calls nobody.
