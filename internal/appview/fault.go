@@ -65,10 +65,23 @@ func upstreamError(who string, err error) error {
 	return out
 }
 
-// missing tells whether another server says that something is not there. PDSes say 400 as often as 404.
+// missing tells whether a repo's server says that it has no such record or blob. An error without a name is some
+// proxy's page, and one about the whole repo says nothing of what is in it: both are failures. The reference PDS had no
+// names of its own for these once, and says what it means in the message.
+//
+// Source: bluesky-social/atproto, packages/pds, api/com/atproto: repo/getRecord.ts, sync/getBlob.ts.
 func missing(err error) bool {
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
-	return ok && (e.Status == http.StatusBadRequest || e.Status == http.StatusNotFound)
+	if !ok || e.Status != http.StatusBadRequest && e.Status != http.StatusNotFound {
+		return false
+	}
+	switch e.Name {
+	case "RecordNotFound", "BlobNotFound":
+		return true
+	case "InvalidRequest":
+		return strings.HasPrefix(e.Message, "Could not locate record") || strings.HasPrefix(e.Message, "Blob not found")
+	}
+	return false
 }
 
 // temporary tells whether what failed may go well another time: a server that does not answer.

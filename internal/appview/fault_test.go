@@ -31,6 +31,7 @@ func TestTroubledPDS(t *testing.T) {
 		"redirect": {devnet.Redirect("http://localhost:1/"), 502},
 		"limiting": {devnet.Limited(reset), 429},
 		"refusing": {devnet.Refuse(403, "AccountDeactivated", "no"), 502},
+		"page":     {page404, 502},
 	}
 	for what, tt := range troubles {
 		t.Run(what, func(t *testing.T) {
@@ -349,4 +350,29 @@ func TestCalls(t *testing.T) {
 	// After a restart a blob is found by the owner's records.
 	n.restart()
 	n.nobody().must(307, n.nobody().do(http.MethodGet, "/v2/alice.test/app/blobs/"+oci.FromBytes(image.config).String(), nil))
+}
+
+// Would catch a record that counts as absent, and is forgotten, because something else was wrong; and one that is absent
+// as the reference PDS says it, and counts as trouble.
+func TestMissing(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		err  *xrpc.UpstreamError
+		want bool
+	}{
+		{&xrpc.UpstreamError{Status: 400, Name: "RecordNotFound"}, true},
+		{&xrpc.UpstreamError{Status: 404, Name: "BlobNotFound"}, true},
+		{&xrpc.UpstreamError{Status: 400, Name: "InvalidRequest", Message: "Could not locate record: at://did:plc:x/a.b.c/d"}, true},
+		{&xrpc.UpstreamError{Status: 400, Name: "InvalidRequest", Message: "Blob not found"}, true},
+		{&xrpc.UpstreamError{Status: 400, Name: "InvalidRequest", Message: "Params must have the property \"cid\""}, false},
+		{&xrpc.UpstreamError{Status: 400, Name: "RepoNotFound"}, false},
+		{&xrpc.UpstreamError{Status: 400, Name: "RepoDeactivated"}, false},
+		{&xrpc.UpstreamError{Status: 500, Name: "RecordNotFound"}, false},
+		{&xrpc.UpstreamError{Status: 404}, false},
+		{&xrpc.UpstreamError{Status: 400}, false},
+	} {
+		if got := missing(fmt.Errorf("read: %w", tt.err)); got != tt.want {
+			t.Errorf("%+v: %v", tt.err, got)
+		}
+	}
 }

@@ -93,6 +93,11 @@ func TestTwoAppViews(t *testing.T) {
 	}
 }
 
+// page404 is what a proxy says whose PDS is not there.
+func page404(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+	http.Error(w, "<html>404 page not found</html>", http.StatusNotFound)
+}
+
 // Would catch an image that depends on the PDS being up though it was pulled a moment ago, also after a restart;
 // and a deleted one that comes back because of it.
 func TestSeenBefore(t *testing.T) {
@@ -126,6 +131,23 @@ func TestSeenBefore(t *testing.T) {
 		down.Remove()
 		elsewhere.forget()
 	}
+	// A proxy's page, and an error about the whole repo, do not say that a record is gone.
+	for what, fault := range map[string]devnet.Fault{"page": page404, "deactivated": devnet.Refuse(400, "RepoDeactivated", "no"), "no repo": devnet.Refuse(400, "RepoNotFound", "no")} {
+		lost := n.PDS.Inject(devnet.Method("com.atproto.repo.getRecord"), fault)
+		got := nobody.manifest("alice.test/app", "1.0")
+		if fine := got.status == 200; fine != (what == "page") || !fine && got.status != 502 || lost.Fired() == 0 {
+			t.Errorf("%s: %d %s (met %d times)", what, got.status, got.body, lost.Fired())
+		}
+		if got := nobody.manifest("alice.test/app", "3.0"); got.status != 502 {
+			t.Errorf("%s, a tag that was never seen: %d %s", what, got.status, got.body)
+		}
+		lost.Remove()
+		elsewhere.forget()
+	}
+	down := n.readsFail()
+	nobody.pull("alice.test/app", "1.0", image)
+	down.Remove()
+	elsewhere.forget()
 	// An account that is gone is not shown because its PDS says nothing any more.
 	if err := elsewhere.app.Load().view.index.SetStatus(t.Context(), syntax.DID(n.alice.DID), index.StatusTakendown); err != nil {
 		t.Fatal(err)

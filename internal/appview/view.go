@@ -115,13 +115,14 @@ func askPDS(ctx context.Context) context.Context { return context.WithValue(ctx,
 
 func asksPDS(ctx context.Context) bool { return ctx.Value(askPDSKey{}) != nil }
 
-// unanswered tells whether a PDS, or the way to it, failed: then what was seen before is better than nothing.
+// unanswered tells whether a PDS, or the way to it, failed: then what was seen before is better than nothing. An error
+// without a name is no PDS's, but that of a proxy before it.
 func unanswered(err error) bool {
 	if errors.Is(err, identity.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		return true
 	}
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
-	return ok && (e.Status == 0 || e.Invalid || e.Status >= 500 || e.Status == http.StatusTooManyRequests)
+	return ok && (e.Status == 0 || e.Invalid || e.Name == "" || e.Status >= 500 || e.Status == http.StatusTooManyRequests)
 }
 
 // seenBefore tells whether what the index has of a repo may be shown while its owner's PDS does not answer: not
