@@ -191,7 +191,8 @@ func blobInfo(d oci.Descriptor) atcr.HoldNotifyManifestBlobInfo {
 }
 
 // deliver sends one message. What a hold refuses is refused for good, but for its limits and for a token
-// that it does not take. A membership is refused for good in any case: who may push without one must not have
+// that it does not take. An error without a name is not a hold's, but that of a proxy before one that is being
+// started: the message is sent again. A membership is refused for good in any case: who may push without one must not have
 // the messages behind it wait.
 func (n *notifier) deliver(ctx context.Context, m outbox.Message) error {
 	did := syntax.DID(m.To)
@@ -223,7 +224,7 @@ func (n *notifier) deliver(ctx context.Context, m outbox.Message) error {
 		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
 	case e.Status == http.StatusTooManyRequests, e.Status == http.StatusRequestTimeout, e.Status == http.StatusUnauthorized:
 		return err
-	case e.Status/100 == 4, e.Status == http.StatusNotImplemented:
+	case e.Name != "" && (e.Status/100 == 4 || e.Status == http.StatusNotImplemented):
 		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
 	}
 	return err

@@ -118,3 +118,26 @@ func TestHoldThatRefusesToBeTold(t *testing.T) {
 		t.Errorf("%d wait, told %d times", waiting(), told.Load())
 	}
 }
+
+// Would catch a hold that never learns of a push because a proxy said, while the hold was being started, that there is
+// nothing.
+func TestHoldBehindProxy(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.as(n.alice, "alice.test/app")
+	var told atomic.Int64
+	n.public.misbehave(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if !strings.HasSuffix(r.URL.Path, atcr.HoldNotifyManifestNSID) {
+			return false
+		}
+		told.Add(1)
+		page404(w, r, nil)
+		return true
+	})
+	alice.push("alice.test/app", newImage("proxied"), "1.0")
+	eventually(t, "the hold is asked", func() bool { return told.Load() > 0 })
+	n.public.behave()
+	n.restart()
+	n.forget() // the pause before the next attempt
+	eventually(t, "config and layer are recorded", func() bool { return len(n.layerRecords(n.public)) == 2 })
+}
