@@ -66,15 +66,16 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 	if e, ok := c.kept.Get(key); ok && !asksPDS(ctx) && c.now().Before(e.until) && e.stamp == c.stampOf(ctx, key) {
 		return e.value, e.err
 	}
-	flight := fmt.Sprint(key)
+	changes := c.changesOf(key)
+	before := changes.Load() // in the flight's name: nobody joins a look-up that began before the last change
+	flight := fmt.Sprint(before, " ", key)
 	if asksPDS(ctx) {
 		flight += " anew"
 	}
 	result := c.flight.DoChan(flight, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
 		defer cancel()
-		changes := c.changesOf(key)
-		before, stamp, fresh := changes.Load(), c.stampOf(ctx, key), c.fresh
+		stamp, fresh := c.stampOf(ctx, key), c.fresh
 		if c.covered != nil && c.covered(ctx, key) {
 			fresh = coveredFresh
 		}
@@ -106,12 +107,10 @@ func (c *cache[K, V]) changesOf(key K) *atomic.Uint64 {
 func (c *cache[K, V]) put(key K, value V) {
 	c.changesOf(key).Add(1)
 	c.kept.Add(key, kept[V]{value: value, until: c.now().Add(c.fresh), stamp: c.stampOf(context.Background(), key)})
-	c.flight.Forget(fmt.Sprint(key))
 }
 
 // forget makes the next get look up.
 func (c *cache[K, V]) forget(key K) {
 	c.changesOf(key).Add(1)
 	c.kept.Remove(key)
-	c.flight.Forget(fmt.Sprint(key))
 }

@@ -280,6 +280,47 @@ func TestCacheKeepsWrites(t *testing.T) {
 	}
 }
 
+// Would catch a caller who asks after a change, and is answered by a look-up that began before it, also one who asks the
+// PDS itself.
+func TestCacheAfterWrites(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(*cache[string, int64]){
+		"put":    func(c *cache[string, int64]) { c.put("k", 0) },
+		"forget": func(c *cache[string, int64]) { c.forget("k") },
+	} {
+		started, finish := make(chan struct{}), make(chan struct{})
+		var loads atomic.Int64
+		c := newCache(10, time.Minute, time.Second, time.Now, func(context.Context, string) (int64, error) {
+			n := loads.Add(1)
+			if n == 1 {
+				close(started)
+				<-finish
+			}
+			return n, nil
+		})
+		ctx := askPDS(t.Context())
+		first := make(chan int64)
+		go func() {
+			v, _ := c.get(ctx, "k")
+			first <- v
+		}()
+		<-started
+		change(c)
+		within, cancel := context.WithTimeout(ctx, 10*time.Second) // joined, it would wait for the first
+		if v, err := c.get(within, "k"); v != 2 || err != nil {
+			t.Errorf("%s: %d, %v", what, v, err)
+		}
+		cancel()
+		close(finish)
+		if v := <-first; v != 1 {
+			t.Errorf("%s: the first got %d", what, v)
+		}
+		if v, err := c.get(t.Context(), "k"); v != 2 || err != nil {
+			t.Errorf("%s: kept %d, %v", what, v, err)
+		}
+	}
+}
+
 // Would catch manifests' bytes without a bound.
 func TestContents(t *testing.T) {
 	t.Parallel()
