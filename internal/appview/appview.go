@@ -221,7 +221,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		blocked: blocked.person, limits: limits, address: address, service: c.ServiceName, baseURL: c.BaseURL, logger: a.logger,
 	}
 	device := &deviceServer{
-		directory: directory, credentials: a.credentials, sessions: sessions, address: address, baseURL: c.BaseURL,
+		directory: directory, credentials: a.credentials, sessions: sessions, address: address, baseURL: c.BaseURL, blocked: blocked.person,
 		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, owners: people, clock: now},
 	}
 	site, err := a.newPages(&pages{

@@ -121,6 +121,60 @@ func TestBlockedWrites(t *testing.T) {
 	}
 }
 
+// Would catch a blocked person who approves devices and makes access tokens, and one who cannot leave.
+func TestBlockedPages(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	b := n.browser()
+	b.signInAs(n.alice)
+	secret := n.device(n.alice)
+	if _, err := n.blocking().Add(t.Context(), n.alice.DID, "spam"); err != nil {
+		t.Fatal(err)
+	}
+	n.restart() // which reads the list at once
+	_, code := n.form("/auth/device/code", "", "client_id", "test", "device_name", "laptop", "platform", "linux/amd64")
+	userCode, _ := code["user_code"].(string)
+	for what, got := range map[string]answer{
+		"/device":         b.send(http.MethodPost, "/device", "user_code", userCode, "decision", "approve"),
+		"/settings":       b.send(http.MethodGet, "/settings"),
+		"/settings/token": b.send(http.MethodPost, "/settings/token", "name", "CI", "action", "pull", "days", "30"),
+		"/settings/hold":  b.send(http.MethodPost, "/settings/hold", "hold", ""),
+	} {
+		if got.status != 403 || !strings.Contains(got.body, "spam") || strings.Contains(got.body, "atcrt_") {
+			t.Errorf("%s: %d %s", what, got.status, got.body)
+		}
+	}
+	deviceCode, _ := code["device_code"].(string)
+	if _, out := n.form("/auth/device/token", "", "grant_type", grantDeviceCode, "device_code", deviceCode); out["error"] != "authorization_pending" {
+		t.Errorf("the device: %v", out)
+	}
+	for _, path := range []string{"/auth/whoami", "/auth/hold", "/auth/holds"} {
+		got := request(t, http.MethodGet, n.base+path, nil, "Authorization", "Bearer "+secret)
+		if got.status != 403 || !strings.Contains(got.body, `"denied"`) || !strings.Contains(got.body, "spam") {
+			t.Errorf("%s: %d %s", path, got.status, got.body)
+		}
+	}
+	if got, _ := n.form("/auth/hold", secret, "hold", ""); got.status != 403 {
+		t.Errorf("a choice of hold: %d %s", got.status, got.body)
+	}
+	if got, _ := n.form("/auth/device/revoke", secret); got.status != 204 {
+		t.Errorf("revoke: %d %s", got.status, got.body)
+	}
+	if got := b.send(http.MethodGet, "/settings/export"); got.status != 200 || !strings.Contains(got.body, n.alice.DID) {
+		t.Errorf("export: %d %s", got.status, got.body)
+	}
+	if got := b.send(http.MethodGet, "/settings/delete"); got.status != 200 {
+		t.Errorf("delete: %d %s", got.status, got.body)
+	}
+	if got := b.send(http.MethodPost, "/logout"); got.status != 303 {
+		t.Errorf("sign out: %d %s", got.status, got.body)
+	}
+	b.signInAs(n.alice)
+	if got := b.send(http.MethodPost, "/settings/delete", "sure", "yes"); got.status != 200 || !strings.Contains(got.body, "keeps nothing of you") {
+		t.Errorf("delete: %d %s", got.status, got.body)
+	}
+}
+
 // Would catch a list with what can never be met, and reasons that nobody can read.
 func TestBlockSubjects(t *testing.T) {
 	t.Parallel()

@@ -30,6 +30,7 @@ type deviceServer struct {
 	credentials *credential.Store
 	sessions    grants
 	choice      *chooser
+	blocked     func(did string) error // of a person, nil for nearly all
 	address     func(*http.Request) string
 	baseURL     string
 }
@@ -199,9 +200,9 @@ func (d *deviceServer) getWhoAmI(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// postRevoke ends the credential that is shown: `logout`.
+// postRevoke ends the credential that is shown: `logout`. A blocked person may.
 func (d *deviceServer) postRevoke(w http.ResponseWriter, r *http.Request) error {
-	c, err := d.bearer(r)
+	c, err := d.shown(r)
 	if err != nil {
 		return err
 	}
@@ -272,8 +273,17 @@ func (d *deviceServer) postHold(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// bearer is the credential of a request. Errors: *oauthError.
+// bearer is the credential of a request, of a person who is not blocked. Errors: *oauthError, *oci.Error.
 func (d *deviceServer) bearer(r *http.Request) (credential.Credential, error) {
+	c, err := d.shown(r)
+	if err == nil {
+		err = d.blocked(c.DID.String())
+	}
+	return c, err
+}
+
+// shown is the credential of a request, whoever's it is. Errors: *oauthError.
+func (d *deviceServer) shown(r *http.Request) (credential.Credential, error) {
 	scheme, secret, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") {
 		return credential.Credential{}, &oauthError{Status: http.StatusUnauthorized, Code: "invalid_request", Description: "send the device's secret: Authorization: Bearer atcrd_…"}

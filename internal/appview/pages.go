@@ -123,7 +123,20 @@ func (p *pages) Visitor(ctx context.Context, secret string) (web.Visitor, error)
 	}
 	return web.Visitor{
 		DID: b.Session.DID, Handle: checkedHandle(ctx, p.directory, b.Session.DID), Browser: b.ID, Session: b.Session.ID, Missing: b.Missing,
+		Refused: p.refused(b.Session.DID),
 	}, nil
+}
+
+// refused is what a blocked person is told; nil for everybody else.
+func (p *pages) refused(did syntax.DID) *web.Problem {
+	err := p.blocks.person(did.String())
+	if err == nil {
+		return nil
+	}
+	return &web.Problem{
+		Status: http.StatusForbidden, Title: "Blocked here", Again: "/settings/delete", Err: err,
+		Text: sentence(oci.AsError(err).Message) + " You can still save what is kept of you, at /settings/export, and delete it.",
+	}
 }
 
 // SignOut ends one browser. Devices go on: they act with the sign-in at the PDS.

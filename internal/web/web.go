@@ -31,6 +31,8 @@ type Visitor struct {
 	Session string
 	// Missing are permissions that this AppView needs and was not given.
 	Missing []string
+	// Refused is why this AppView does nothing for them but give back and delete what it keeps; nil for nearly all.
+	Refused *Problem
 }
 
 // Name is what a page calls somebody.
@@ -194,7 +196,9 @@ type access string
 
 const (
 	everybody access = "everybody"
-	signedIn  access = "signed in"
+	signedIn  access = "signed in, and not refused"
+	// refusedToo is for leaving: everybody has a right to that.
+	refusedToo access = "signed in"
 )
 
 type route struct {
@@ -217,10 +221,10 @@ var routes = []route{
 	{"GET /settings", signedIn, (*Server).getSettings},
 	{"POST /settings/hold", signedIn, (*Server).postHold},
 	{"POST /settings/token", signedIn, (*Server).postToken},
-	{"POST /settings/revoke", signedIn, (*Server).postRevoke},
-	{"GET /settings/export", signedIn, (*Server).getExport},
-	{"GET /settings/delete", signedIn, (*Server).getDelete},
-	{"POST /settings/delete", signedIn, (*Server).postDelete},
+	{"POST /settings/revoke", refusedToo, (*Server).postRevoke},
+	{"GET /settings/export", refusedToo, (*Server).getExport},
+	{"GET /settings/delete", refusedToo, (*Server).getDelete},
+	{"POST /settings/delete", refusedToo, (*Server).postDelete},
 	{"GET /install.sh", everybody, (*Server).getInstallShell},
 	{"GET /install.ps1", everybody, (*Server).getInstallPowerShell},
 	{"GET /downloads/{file}", everybody, (*Server).getDownload},
@@ -276,8 +280,11 @@ func (s *Server) serve(route route) httpx.Handler {
 		if v.DID != "" {
 			httpx.EventFrom(r.Context()).DID = v.DID.String()
 		}
-		if route.access == signedIn && v.DID == "" {
+		if route.access != everybody && v.DID == "" {
 			return s.sendToSignIn(w, r)
+		}
+		if route.access == signedIn && v.Refused != nil {
+			return v.Refused
 		}
 		if r.Method == http.MethodPost {
 			if err := r.ParseForm(); err != nil {

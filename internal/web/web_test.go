@@ -200,12 +200,12 @@ func TestAccess(t *testing.T) {
 	s := newSite(t, nil)
 	for _, route := range routes {
 		method, path, _ := strings.Cut(route.pattern, " ")
-		if route.access != everybody && route.access != signedIn {
+		if route.access != everybody && route.access != signedIn && route.access != refusedToo {
 			t.Errorf("%s names no access", route.pattern)
 		}
 		for _, cookie := range []string{"", "atcr=forged", "atcr=", "__Host-atcr=alice's secret", "atcr=" + strings.Repeat("x", 5000)} {
 			r := s.do(method, path, "user_code=BCDF-GHJK&decision=approve&kind=device&id=d1&sure=yes", "Cookie", cookie)
-			if route.access == signedIn && (r.StatusCode != http.StatusSeeOther || !strings.HasPrefix(r.Header.Get("Location"), "/login?back=")) {
+			if route.access != everybody && (r.StatusCode != http.StatusSeeOther || !strings.HasPrefix(r.Header.Get("Location"), "/login?back=")) {
 				t.Errorf("%s with %.20q: %d %s", route.pattern, cookie, r.StatusCode, r.Header.Get("Location"))
 			}
 		}
