@@ -55,7 +55,7 @@ var commands = []daemon.Sub[hold.Config]{
 
 func crewFlags(f *flag.FlagSet) {
 	f.String("permissions", "blob:read,blob:write", "comma-separated: blob:read, blob:write, crew:admin; or none, which refuses them")
-	f.String("tier", "", "quota tier, of HOLD_QUOTAS")
+	f.String("tier", "", "quota tier, of HOLD_QUOTAS; without it a member keeps theirs")
 	elsewhereFlags(f)
 }
 

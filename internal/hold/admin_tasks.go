@@ -110,8 +110,8 @@ func adminCrewSet(ctx context.Context, h *Hold, r *http.Request, tell say) error
 	if _, ok := h.quota.quotas.Tiers[tier]; tier != "" && !ok {
 		return fmt.Errorf("HOLD_QUOTAS has no tier %q", tier)
 	}
-	member := atcr.HoldCrew{Member: did.String(), Role: "member", Permissions: permissions, Tier: tier, AddedAt: timestamp(h.now())}
-	if err := h.put(ctx, record{atcr.HoldCrewNSID, atcr.CrewRkey(did.String()), member}); err != nil {
+	member, err := h.setMember(ctx, did, permissions, tier)
+	if err != nil {
 		return err
 	}
 	tell(memberLine(member))

@@ -140,10 +140,7 @@ func (r *roster) policy(ctx context.Context) (*crew.Policy, error) {
 			if err := json.Unmarshal(record.Value, &member); err != nil {
 				continue // somebody wrote it badly: it gives nobody anything
 			}
-			added, err := time.Parse(time.RFC3339, member.AddedAt)
-			if err != nil {
-				added = time.Time{}
-			}
+			added := addedAt(member)
 			did := syntax.DID(member.Member)
 			if old, ok := p.Members[did]; !ok || added.After(old.AddedAt) {
 				p.Members[did] = crew.Member{Permissions: member.Permissions, AddedAt: added, Tier: member.Tier}
@@ -191,6 +188,7 @@ func (h *Hold) authoriseWrite(ctx context.Context, r *http.Request, nsid string,
 	if err != nil {
 		return err
 	}
+	batch := map[syntax.DID]syntax.RecordKey{}
 	for i := range writes {
 		change, err := h.describe(ctx, repo, &writes[i])
 		if err != nil {
@@ -198,6 +196,9 @@ func (h *Hold) authoriseWrite(ctx context.Context, r *http.Request, nsid string,
 		}
 		if err := access.MayWrite(change); err != nil {
 			return &xrpc.Error{Status: http.StatusForbidden, Name: "Forbidden", Message: strings.TrimPrefix(err.Error(), crew.ErrDenied.Error()+": "), Err: err}
+		}
+		if err := h.oneRecord(ctx, access, change, writes[i].Rkey, batch); err != nil {
+			return err
 		}
 	}
 	if err := h.takeRecords(r.Context(), caller, len(writes)); err != nil {
@@ -239,6 +240,9 @@ func (h *Hold) describeCrew(ctx context.Context, repo *pds.Repo, w *pds.Write, o
 		}
 		if len(next.Permissions) > 32 {
 			return out, xrpc.InvalidRequest("at most 32 permissions")
+		}
+		if addedAt(next).After(h.now().Add(maxClockAhead)) {
+			return out, xrpc.InvalidRequest("addedAt is in the future: this hold's clock says %s", timestamp(h.now()))
 		}
 		out.New, out.Member = next.Permissions, syntax.DID(next.Member)
 		if w.Rkey == "" { // one record a member, whoever writes it

@@ -211,9 +211,16 @@ func (c *remoteCrew) set(ctx context.Context, member syntax.DID, permissions []s
 	if err != nil {
 		return err
 	}
-	record := atcr.HoldCrew{
-		LexiconTypeID: atcr.HoldCrewNSID, Member: member.String(), Role: "member", Permissions: permissions, Tier: tier, AddedAt: timestamp(time.Now()),
+	var before *atcr.HoldCrew
+	for i, e := range entries {
+		if e.Member == member.String() && (before == nil || addedAt(e.HoldCrew).After(addedAt(*before))) {
+			before = &entries[i].HoldCrew
+		}
 	}
+	if before == nil {
+		before = &atcr.HoldCrew{}
+	}
+	record := changed(*before, member, permissions, tier, time.Now())
 	rkey := atcr.CrewRkey(member.String())
 	err = c.call(ctx, "com.atproto.repo.putRecord", map[string]any{"repo": c.did, "collection": atcr.HoldCrewNSID, "rkey": rkey, "record": record})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
@@ -83,11 +84,11 @@ func (h *Hold) eachStats(ctx context.Context, owner syntax.DID, fn func(pds.Reco
 
 // crewRecord is did's crew record, whatever its key: of several the one that counts; nil for none.
 func (h *Hold) crewRecord(ctx context.Context, did syntax.DID) (newest json.RawMessage, err error) {
-	added := ""
+	var added time.Time
 	err = h.eachRecord(ctx, atcr.HoldCrewNSID, func(record pds.Record) error {
 		var member atcr.HoldCrew
-		if readJSON(record, &member) && member.Member == did.String() && (newest == nil || member.AddedAt > added) {
-			newest, added = record.Value, member.AddedAt
+		if readJSON(record, &member) && member.Member == did.String() && (newest == nil || addedAt(member).After(added)) {
+			newest, added = record.Value, addedAt(member)
 		}
 		return nil
 	})
@@ -189,28 +190,16 @@ func (h *Hold) userRecords(ctx context.Context, did syntax.DID) (found userRecor
 		return found, err
 	}
 	found.crew = true
-	crew, err := h.crewKeys(ctx, did)
+	crew, _, err := h.crewOf(ctx, did)
 	for _, rkey := range crew {
 		found.add(atcr.HoldCrewNSID, rkey)
 	}
 	return found, err
 }
 
-// crewKeys are the keys of every crew record of did.
-func (h *Hold) crewKeys(ctx context.Context, did syntax.DID) (keys []syntax.RecordKey, err error) {
-	err = h.eachRecord(ctx, atcr.HoldCrewNSID, func(record pds.Record) error {
-		var member atcr.HoldCrew
-		if readJSON(record, &member) && member.Member == did.String() {
-			keys = append(keys, record.Rkey)
-		}
-		return nil
-	})
-	return keys, err
-}
-
 // removeMember deletes every crew record of did, whatever its key.
 func (h *Hold) removeMember(ctx context.Context, did syntax.DID) error {
-	keys, err := h.crewKeys(ctx, did)
+	keys, _, err := h.crewOf(ctx, did)
 	if err != nil {
 		return err
 	}
