@@ -133,6 +133,35 @@ func TestPagesSignIn(t *testing.T) {
 	}
 }
 
+// Would catch a browser that stays signed in by a cookie that another has replaced, and one that a sign-in
+// signs out which did not end well.
+func TestPagesSignInAgain(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	b := n.browser()
+	b.signInAs(n.alice)
+	at, err := url.Parse(n.base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := n.browser()
+	first.client.Jar.SetCookies(at, b.client.Jar.Cookies(at))
+	denied := decision(n.bob)
+	denied.Deny = true
+	b.send(http.MethodGet, b.callback(n.bob.Handle, "/settings", denied))
+	if got := first.send(http.MethodGet, "/settings"); got.status != http.StatusOK {
+		t.Errorf("after a sign-in that was refused: %d", got.status)
+	}
+	b.signInAs(n.bob)
+	if got := first.send(http.MethodGet, "/settings"); got.status != http.StatusSeeOther {
+		t.Errorf("the cookie of before: %d", got.status)
+	}
+	b.signInAs(n.bob)
+	if got := b.send(http.MethodGet, "/settings"); got.status != http.StatusOK || strings.Count(got.body, "signed in from") != 1 {
+		t.Errorf("the new cookie: %d %s", got.status, got.body)
+	}
+}
+
 // Would catch a page that does something other than what stands behind it.
 func TestPages(t *testing.T) {
 	t.Parallel()

@@ -58,11 +58,15 @@ func (s *Server) postLogin(w http.ResponseWriter, r *http.Request, v Visitor) er
 	return nil
 }
 
-// getCallback is where the person's PDS sends the browser back to.
-func (s *Server) getCallback(w http.ResponseWriter, r *http.Request, _ Visitor) error {
+// getCallback is where the person's PDS sends the browser back to. v is whoever was signed in until now.
+func (s *Server) getCallback(w http.ResponseWriter, r *http.Request, v Visitor) error {
 	secret, back, err := s.config.SignIn.Finish(r.Context(), r.URL.Query(), s.cookie(r, signInCookie), r.UserAgent(), s.config.Address(r))
 	if err != nil {
 		return err
+	}
+	if v.DID != "" {
+		// The new cookie takes the old one's place. Where this fails the old one ends by itself, when its time is over.
+		_ = s.config.SignIn.SignOut(r.Context(), v)
 	}
 	s.setCookie(w, browserCookie, secret, cookieLife)
 	http.Redirect(w, r, localPath(back, "/settings"), http.StatusSeeOther)
