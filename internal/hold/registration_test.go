@@ -2,6 +2,7 @@ package hold
 
 import (
 	"bytes"
+	"database/sql"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -213,3 +214,21 @@ func TestParseQuotas(t *testing.T) {
 }
 
 func ociDigest(data []byte) string { return oci.FromBytes(data).String() }
+
+// Would catch a deletion that says it is done although the ledger still names records of the person.
+func TestUserDataIsLeft(t *testing.T) {
+	t.Parallel()
+	s := startHold(t, newPeople(t), open)
+	// What names a record that is not there cannot be deleted: each round finds it again, as those of a push that goes on.
+	err := s.db.Write(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(t.Context(), `INSERT INTO layer (rkey, digest, user_did, size, manifest) VALUES ('left', ?, ?, 1, 'm')`, manifestDigest("x"), writer.String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := s.call(t, writer, atcr.HoldDeleteUserDataNSID, struct{}{})
+	if a.status != http.StatusConflict || a.errorName() != atcr.HoldDeleteUserDataErrorDeletionFailed || !strings.Contains(a.body, "1 records are left") {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}

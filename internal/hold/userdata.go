@@ -108,13 +108,17 @@ func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := atcr.HoldDeleteUserDataOutput{Success: true}
 	// A push that goes on meanwhile may add records: what it added before the membership ended goes too.
-	for range deleteRounds {
+	for round := 0; ; round++ {
 		found, err := h.userRecords(r.Context(), caller)
 		if err != nil {
 			return err
 		}
 		if len(found.all) == 0 {
 			break
+		}
+		if round == deleteRounds { // the ledger must still know of what is left
+			return xrpc.Errorf(http.StatusConflict, atcr.HoldDeleteUserDataErrorDeletionFailed,
+				"%d records are left, which came while others were deleted: end the pushes that go on, and ask again", len(found.all))
 		}
 		if err := h.deleteAll(r.Context(), found.all); err != nil {
 			return err
