@@ -105,7 +105,11 @@ func Restore(config Config, path string) (err error) {
 			return fmt.Errorf("%s is there already: restore into empty folders", places[name])
 		}
 	}
-	var made []string
+	mark := config.restoring()
+	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
+		return err
+	}
+	made := []string{mark}
 	defer func() {
 		if err != nil {
 			for _, m := range made {
@@ -114,6 +118,9 @@ func Restore(config Config, path string) (err error) {
 			err = fmt.Errorf("%s: %w", path, err)
 		}
 	}()
+	if err := errors.Join(os.WriteFile(mark, nil, 0o600), syncDir(config.DatabaseDir)); err != nil {
+		return err
+	}
 	found := map[string]bool{}
 	for r := tar.NewReader(f); ; {
 		header, err := r.Next()
@@ -143,13 +150,39 @@ func Restore(config Config, path string) (err error) {
 	}
 }
 
+// restoring is a file that is there from a restore on until everybody was told of what it made of the repo.
+func (c Config) restoring() string { return filepath.Join(c.DatabaseDir, "restoring") }
+
+// finishRestore does what a restore that was cut short did not: nobody may see the hold with a rev that is behind
+// what they saw of it.
+func (h *Hold) finishRestore(ctx context.Context) error {
+	if _, err := os.Lstat(h.config.restoring()); h.repair.announces || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	h.log.Warn("a restore was cut short; it goes on")
+	if _, err := h.uploads.Rebuild(ctx); err != nil {
+		return fmt.Errorf("compare the index with the storage, after a restore: %w", err)
+	}
+	return h.resignRestored(ctx)
+}
+
+func (h *Hold) resignRestored(ctx context.Context) error {
+	if err := h.repo.Resign(ctx, nil); err != nil {
+		return err
+	}
+	if err := os.Remove(h.config.restoring()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return syncDir(h.config.DatabaseDir)
+}
+
 // adminReannounce is for after a restore: the index is made to agree with the storage, and the repo is signed
 // anew, with a rev behind all that were seen of it, so that everybody who follows takes it as it stands now.
 func adminReannounce(ctx context.Context, h *Hold, r *http.Request, tell say) error {
 	if err := adminFsck(ctx, h, r, tell); err != nil {
 		return err
 	}
-	if err := h.repo.Resign(ctx, nil); err != nil {
+	if err := h.resignRestored(ctx); err != nil {
 		return err
 	}
 	tell(Line{Text: "the hold is restored: start it"})

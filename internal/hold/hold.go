@@ -153,6 +153,9 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	if err != nil {
 		return nil, fmt.Errorf("uploads: %w", err)
 	}
+	if err := h.finishRestore(ctx); err != nil {
+		return nil, err
+	}
 	level := slog.LevelInfo
 	if config.StorageDriver == "s3" && !config.DisablePresigned && !presign { // not what was asked for
 		level = slog.LevelWarn

@@ -22,6 +22,7 @@ type repair struct {
 	archiveKey atcrypto.PublicKey
 	newKey     bool // a signing key that is missing is made, and the directory told
 	anyKey     bool // the directory may name another key: the command sets that right
+	announces  bool // the command ends a restore itself
 	tell       say
 }
 
@@ -30,6 +31,8 @@ func repairFor(name string, r *http.Request, tell say) repair {
 	switch name {
 	case "repo rebuild":
 		return repair{rebuild: true, newKey: r.URL.Query().Get("new-key") != "", tell: tell}
+	case "announce":
+		return repair{announces: true}
 	case "key rotate":
 		return repair{anyKey: true}
 	}
