@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -150,6 +151,26 @@ func TestMissingBlobs(t *testing.T) {
 	foreign := `{"schemaVersion":2,"config":` + text(descriptor("application/x", image.config)) + `,"layers":[{"mediaType":"application/x","digest":"sha256:` + zeros + `","size":1,"urls":["https://x.test/"]}]}`
 	n.useHold(n.alice, n.public.did)
 	alice.must(201, alice.put("alice.test/app", "foreign", []byte(foreign)))
+}
+
+// Would catch a manifest that is written though no hold can be told of so many blobs, and would delete them; and one that
+// names as many as a hold takes, and is refused here.
+func TestManyBlobs(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.as(n.alice, "alice.test/app")
+	image := newImage("one")
+	alice.push("alice.test/app", image)
+	manifest := func(layers int) []byte {
+		layer := descriptor("application/x", image.layer)
+		return []byte(text(map[string]any{"schemaVersion": 2, "config": descriptor("application/x", image.config), "layers": slices.Repeat([]oci.Descriptor{layer}, layers)}))
+	}
+	before := n.rev(n.alice)
+	if got := alice.put("alice.test/app", "1.0", manifest(maxBlobs)); got.status != 400 || got.code() != "MANIFEST_INVALID" || !strings.Contains(got.body, "1001") || n.rev(n.alice) != before {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	alice.must(201, alice.put("alice.test/app", "1.0", manifest(maxBlobs-1)))
+	eventually(t, "the hold takes the message", func() bool { return len(n.layerRecords(n.public)) == 2 })
 }
 
 func text(v any) string {

@@ -34,6 +34,8 @@ const (
 	// writeAttempts bounds what another writer of the same records can cost.
 	writeAttempts = 4
 	writeBackoff  = 100 * time.Millisecond
+	// maxBlobs is what holds take in one message, which names a manifest's config and all its layers.
+	maxBlobs = 1000
 	// repoLease is how long others wait for a process that ended in the middle of a write.
 	repoLease = time.Minute
 )
@@ -53,6 +55,9 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 		return err
 	}
 	httpx.EventFrom(ctx).Hold = at.DID.String()
+	if n := len(parsed.Blobs()); n > maxBlobs { // the hold could not be told, and would delete them
+		return oci.Errorf(oci.CodeManifestInvalid, "the manifest names %d blobs, and holds take at most %d: build the image with fewer layers", n, maxBlobs)
+	}
 	if err := m.requireBlobs(ctx, c, of, name, at, parsed); err != nil {
 		return err
 	}
