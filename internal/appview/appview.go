@@ -206,7 +206,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 			owners: people, holds: holds, calls: calls, blobs: blobs, places: places, sealer: sealer, parts: newParts(calls, holds, partial),
 			relay:   &relay{client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, UserAgent: userAgent}), testMode: c.TestMode},
 			baseURL: c.BaseURL, direct: c.DirectUploads, clock: now,
-		}, blocked},
+		}, blocked, people},
 		Limiter: limits,
 		Adapter: adapter,
 	})

@@ -175,6 +175,38 @@ func TestBlockedPages(t *testing.T) {
 	}
 }
 
+// Would catch a mount that brings what is blocked into another repository; the bytes themselves may be uploaded.
+func TestMountOfBlocked(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	bob := n.as(n.bob, "bob.test/app")
+	image := newImage("blocked")
+	n.as(n.alice, "alice.test/app").push("alice.test/app", image, "1.0")
+	list := n.blocking()
+	mount := func() int {
+		return bob.do(http.MethodPost, "/v2/bob.test/app/blobs/uploads/?mount="+oci.FromBytes(image.layer).String()+"&from=alice.test/app", nil).status
+	}
+	for _, subject := range []string{n.alice.DID, "alice.test/app"} {
+		if _, err := list.Add(t.Context(), subject, "why"); err != nil {
+			t.Fatal(err)
+		}
+		n.restart() // which reads the list at once
+		if got := mount(); got != 202 {
+			t.Errorf("%s is blocked: %d", subject, got)
+		}
+		if _, err := list.Remove(t.Context(), subject); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := list.Add(t.Context(), "alice.test/other", "why"); err != nil {
+		t.Fatal(err)
+	}
+	n.restart()
+	if got := mount(); got != 201 {
+		t.Errorf("another repository is blocked: %d", got)
+	}
+}
+
 // Would catch a list with what can never be met, and reasons that nobody can read.
 func TestBlockSubjects(t *testing.T) {
 	t.Parallel()

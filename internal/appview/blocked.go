@@ -66,6 +66,7 @@ func (b blockedBlobs) Locate(ctx context.Context, c registry.Caller, name oci.Na
 type blockedUploads struct {
 	registry.Uploads
 	blocks *blocks
+	owners owners
 }
 
 func (u blockedUploads) Begin(ctx context.Context, c registry.Caller, name oci.Name, o registry.BeginOptions) (registry.Upload, error) {
@@ -75,9 +76,16 @@ func (u blockedUploads) Begin(ctx context.Context, c registry.Caller, name oci.N
 	return u.Uploads.Begin(ctx, c, name, o)
 }
 
+// Mount takes nothing from a person or repository that is blocked: the client then uploads.
 func (u blockedUploads) Mount(ctx context.Context, c registry.Caller, name, from oci.Name, d oci.Digest) (bool, error) {
 	if err := u.blocks.digest(d); err != nil {
 		return false, err
+	}
+	if from.Owner != "" && !u.blocks.none() {
+		source, err := u.owners.find(ctx, from.Owner)
+		if err != nil || u.blocks.repository(source.DID, from.Repository) != nil {
+			return false, nil //nolint:nilerr // no source, no mount
+		}
 	}
 	return u.Uploads.Mount(ctx, c, name, from, d)
 }
