@@ -211,6 +211,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		Adapter: adapter,
 	})
 	address := func(r *http.Request) string { return a.clientAddress(r).String() }
+	caller := func(r *http.Request) string { return prefixOf(a.clientAddress(r)) }
 	greeter := &greeter{sessions: sessions, holds: holds, logger: a.logger, clock: now}
 	a.credentials, err = credential.Open(ctx, a.db, credential.Config{Secret: secrets[0], Accepted: secrets[1:], Now: now})
 	if err != nil {
@@ -218,16 +219,16 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	token := &tokenServer{
 		directory: directory, owners: people, sessions: sessions, credentials: a.credentials, tokens: tokens, welcome: greeter.welcome,
-		blocked: blocked.person, limits: limits, address: address, service: c.ServiceName, baseURL: c.BaseURL, logger: a.logger,
+		blocked: blocked.person, limits: limits, caller: caller, service: c.ServiceName, baseURL: c.BaseURL, logger: a.logger,
 	}
 	device := &deviceServer{
-		directory: directory, credentials: a.credentials, sessions: sessions, address: address, baseURL: c.BaseURL, blocked: blocked.person,
+		directory: directory, credentials: a.credentials, sessions: sessions, address: address, caller: caller, baseURL: c.BaseURL, blocked: blocked.person,
 		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, owners: people, clock: now},
 	}
 	site, err := a.newPages(&pages{
 		directory: directory, sessions: sessions, credentials: a.credentials, choice: device.choice, welcome: greeter.welcome,
 		manifests: manifests, blocks: blocked,
-	}, address, adapter, now)
+	}, address, caller, adapter, now)
 	if err != nil {
 		return err
 	}

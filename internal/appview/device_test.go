@@ -122,7 +122,7 @@ func (n *network) signIn(a devnet.Account) session.SignInDone {
 	n.t.Helper()
 	sessions := n.app.Load().sessions
 	started, err := sessions.BeginSignIn(n.t.Context(), session.BeginSignIn{
-		Account: session.Account{DID: syntax.DID(a.DID), PDS: n.PDSURL, Handle: syntax.Handle(a.Handle)}, Address: "192.0.2.1",
+		Account: session.Account{DID: syntax.DID(a.DID), PDS: n.PDSURL, Handle: syntax.Handle(a.Handle)}, Caller: "192.0.2.1",
 	})
 	if err != nil {
 		n.t.Fatal(err)

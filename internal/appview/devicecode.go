@@ -30,8 +30,9 @@ type deviceServer struct {
 	credentials *credential.Store
 	sessions    grants
 	choice      *chooser
-	blocked     func(did string) error // of a person, nil for nearly all
-	address     func(*http.Request) string
+	blocked     func(did string) error     // of a person, nil for nearly all
+	address     func(*http.Request) string // for lists
+	caller      func(*http.Request) string // for limits
 	baseURL     string
 }
 
@@ -108,7 +109,7 @@ func (d *deviceServer) postCode(w http.ResponseWriter, r *http.Request) error {
 		return &oauthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: "client_id is missing: the name of the program"}
 	}
 	code, err := d.credentials.Begin(r.Context(), credential.Request{
-		Name: form.Get("device_name"), Platform: form.Get("platform"), Address: d.address(r),
+		Name: form.Get("device_name"), Platform: form.Get("platform"), Address: d.address(r), Caller: d.caller(r),
 	})
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package appview
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -72,5 +73,47 @@ func TestFloods(t *testing.T) {
 	n.forget() // two minutes later
 	if got := n.nobody().do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "X-Forwarded-For", "8.8.1.3"); got.status != 200 {
 		t.Errorf("later: %d", got.status)
+	}
+}
+
+// Would catch a caller who begins anew with each of the addresses that they have, and a list that shows less than
+// the address.
+func TestLimitsOfNetworks(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ATCR_TRUSTED_PROXIES=127.0.0.1")
+	post := func(path, from, form string) answer {
+		return request(t, http.MethodPost, n.base+path, []byte(form), "Content-Type", "application/x-www-form-urlencoded", "X-Forwarded-For", from)
+	}
+	password := func(from string) answer {
+		return request(t, http.MethodGet, n.base+"/auth/token", nil, "Authorization", basic(n.alice.Handle, "wrong"), "X-Forwarded-For", from)
+	}
+	for what, try := range map[string]func(from string) answer{
+		"codes":     func(from string) answer { return post("/auth/device/code", from, "client_id=test") },
+		"sign-ins":  func(from string) answer { return post("/login", from, "who=") },
+		"passwords": password,
+	} {
+		refused := 0
+		for i := range 40 {
+			if try(fmt.Sprintf("2001:4860::%x", i+1)).status == 429 {
+				refused++
+			}
+		}
+		if refused == 0 || refused == 40 {
+			t.Errorf("%s: %d of 40 are refused", what, refused)
+		}
+		if got := try("2001:4860:0:1::1"); got.status == 429 {
+			t.Errorf("%s from another network: %d %s", what, got.status, got.body)
+		}
+	}
+	b := n.browser()
+	b.signInAs(n.alice)
+	var code struct {
+		UserCode string `json:"user_code"`
+	}
+	if err := json.Unmarshal([]byte(post("/auth/device/code", "2001:4860:0:2::7", "client_id=test").body), &code); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.send(http.MethodGet, "/device?user_code="+code.UserCode); !strings.Contains(got.body, "2001:4860:0:2::7") {
+		t.Errorf("the page that asks for approval: %s", got.body)
 	}
 }

@@ -51,7 +51,7 @@ func (p *pages) Tags(ctx context.Context, owner, repository string) ([]string, e
 }
 
 // newPages makes the web server.
-func (a *AppView) newPages(p *pages, address func(*http.Request) string, adapter *httpx.Adapter, now clock) (*web.Server, error) {
+func (a *AppView) newPages(p *pages, address, caller func(*http.Request) string, adapter *httpx.Adapter, now clock) (*web.Server, error) {
 	c := a.config
 	u, err := url.Parse(c.BaseURL)
 	if err != nil {
@@ -64,7 +64,7 @@ func (a *AppView) newPages(p *pages, address func(*http.Request) string, adapter
 	return web.New(web.Config{
 		SignIn: p, Devices: p, Holds: p, Keeping: p, Images: p,
 		BaseURL: c.BaseURL, Origin: origin, Service: c.ServiceName, Insecure: u.Scheme == "http", Downloads: c.HelperDownloads,
-		Address: address, Adapter: adapter, Now: now,
+		Address: address, Caller: caller, Adapter: adapter, Now: now,
 	})
 }
 
@@ -83,7 +83,7 @@ func (p *pages) Begin(ctx context.Context, s web.Start) (target, cookie string, 
 	}
 	b := session.BeginSignIn{
 		Account:  session.Account{DID: who.DID, PDS: who.PDS(), Handle: who.Handle},
-		ReturnTo: s.Back, Browser: s.Browser, Address: s.Address,
+		ReturnTo: s.Back, Browser: s.Browser, Caller: s.Caller,
 	}
 	if s.Consent {
 		b.Prompt = "consent"
@@ -149,8 +149,8 @@ func (p *pages) SignOut(ctx context.Context, v web.Visitor) error {
 }
 
 // Machine is what asks with a user code.
-func (p *pages) Machine(ctx context.Context, v web.Visitor, address, userCode string) (web.Machine, error) {
-	r, err := p.credentials.Pending(ctx, v.DID, address, userCode)
+func (p *pages) Machine(ctx context.Context, v web.Visitor, caller, userCode string) (web.Machine, error) {
+	r, err := p.credentials.Pending(ctx, v.DID, caller, userCode)
 	if err != nil {
 		return web.Machine{}, p.problem(err)
 	}
@@ -158,8 +158,8 @@ func (p *pages) Machine(ctx context.Context, v web.Visitor, address, userCode st
 }
 
 // Decide approves or refuses a machine.
-func (p *pages) Decide(ctx context.Context, v web.Visitor, address, userCode string, approve bool) error {
-	if err := p.credentials.Decide(ctx, v.DID, address, userCode, approve); err != nil {
+func (p *pages) Decide(ctx context.Context, v web.Visitor, caller, userCode string, approve bool) error {
+	if err := p.credentials.Decide(ctx, v.DID, caller, userCode, approve); err != nil {
 		return p.problem(err)
 	}
 	return nil

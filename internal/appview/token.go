@@ -30,7 +30,7 @@ const maxFormBytes = 16 << 10
 // signIn opens sessions, and finds the one that devices and access tokens act with: session.Store.
 type signIn interface {
 	grants
-	Login(ctx context.Context, a session.Account, password, address string) (session.Session, error)
+	Login(ctx context.Context, a session.Account, password, caller string) (session.Session, error)
 }
 
 // tokenServer answers /auth/token.
@@ -43,8 +43,8 @@ type tokenServer struct {
 	tokens      *regtoken.Issuer
 	welcome     func(ctx context.Context, s session.Session) // a person's first sign-in
 	blocked     func(did string) error
-	limits      registry.Limiter // may be nil
-	address     func(*http.Request) string
+	limits      registry.Limiter           // may be nil
+	caller      func(*http.Request) string // for limits
 	service     string
 	baseURL     string
 	logger      *slog.Logger
@@ -267,7 +267,7 @@ func (t *tokenServer) loginByPassword(r *http.Request, in tokenRequest) (session
 	if who.PDS() == "" {
 		return session.Session{}, unauthorized(nil, "the account %.100s has no PDS", in.user)
 	}
-	s, err := t.sessions.Login(r.Context(), session.Account{DID: who.DID, PDS: who.PDS()}, in.password, t.address(r))
+	s, err := t.sessions.Login(r.Context(), session.Account{DID: who.DID, PDS: who.PDS()}, in.password, t.caller(r))
 	if err != nil {
 		return s, loginError(who, err)
 	}

@@ -44,11 +44,13 @@ const (
 	limitWindow        = 10 * time.Minute
 )
 
-// Request is a machine that wants to act for somebody. All but Address is what it says of itself.
+// Request is a machine that wants to act for somebody. Name and Platform are what it says of itself.
 type Request struct {
 	Name     string // of the machine
 	Platform string
-	Address  string
+	Address  string // from where it asks, as people are shown it
+	// Caller is what limits count: the address, or the network that one caller has. It is not kept.
+	Caller string
 	// Expires is when it can be approved no more.
 	Expires time.Time
 }
@@ -63,7 +65,7 @@ type Code struct {
 
 // Begin makes a code for a machine. Errors: *LimitError.
 func (s *Store) Begin(ctx context.Context, r Request) (Code, error) {
-	if wait, ok := s.asked.Take(r.Address); !ok {
+	if wait, ok := s.asked.Take(r.Caller); !ok {
 		return Code{}, &LimitError{wait}
 	}
 	now := s.now()
@@ -120,12 +122,12 @@ func plainCode(text string) string {
 	}, strings.ToUpper(strings.TrimSpace(text)))
 }
 
-// Pending is the machine that shows a user code and waits for an answer. did and address are who looks:
-// wrong codes are limited for both.
+// Pending is the machine that shows a user code and waits for an answer. did and caller are who looks, and from
+// where: wrong codes are limited for both.
 //
 // Errors: ErrCode, *LimitError.
-func (s *Store) Pending(ctx context.Context, did syntax.DID, address, userCode string) (Request, error) {
-	for i, key := range []string{did.String(), address} {
+func (s *Store) Pending(ctx context.Context, did syntax.DID, caller, userCode string) (Request, error) {
+	for i, key := range []string{did.String(), caller} {
 		if wait, ok := s.guessed.Take(key); !ok {
 			if i > 0 {
 				s.guessed.Give(did.String())
@@ -142,7 +144,7 @@ func (s *Store) Pending(ctx context.Context, did syntax.DID, address, userCode s
 		return Request{}, ErrCode
 	}
 	s.guessed.Give(did.String())
-	s.guessed.Give(address)
+	s.guessed.Give(caller)
 	if err != nil {
 		return Request{}, fmt.Errorf("read device code: %w", err)
 	}
@@ -151,8 +153,8 @@ func (s *Store) Pending(ctx context.Context, did syntax.DID, address, userCode s
 }
 
 // Decide approves or refuses the machine that shows a user code, once. Errors: as Pending.
-func (s *Store) Decide(ctx context.Context, did syntax.DID, address, userCode string, approve bool) error {
-	if _, err := s.Pending(ctx, did, address, userCode); err != nil {
+func (s *Store) Decide(ctx context.Context, did syntax.DID, caller, userCode string, approve bool) error {
+	if _, err := s.Pending(ctx, did, caller, userCode); err != nil {
 		return err
 	}
 	state := "denied"

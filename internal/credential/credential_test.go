@@ -64,7 +64,7 @@ func (w *world) open(t *testing.T, secret byte, accepted ...byte) {
 
 func (w *world) begin(t *testing.T) Code {
 	t.Helper()
-	c, err := w.Begin(t.Context(), Request{Name: "laptop\x1b[2J", Platform: "linux/amd64", Address: "192.0.2.1"})
+	c, err := w.Begin(t.Context(), Request{Name: "laptop\x1b[2J", Platform: "linux/amd64", Address: "192.0.2.1", Caller: "192.0.2.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func testGuesses(t *testing.T, d databases.Database) {
 	for range maxCodesPerAddress - 1 {
 		w.begin(t)
 	}
-	if _, err := w.Begin(t.Context(), Request{Address: "192.0.2.1"}); err == nil {
+	if _, err := w.Begin(t.Context(), Request{Address: "192.0.2.1", Caller: "192.0.2.1"}); err == nil {
 		t.Error("one address is given codes without an end")
 	}
 }

@@ -28,10 +28,11 @@ const (
 )
 
 // Login opens a session with an app password, or finds the one that the same password opened before: a PDS
-// allows few new ones. address is the client's, for limits.
+// allows few new ones. caller is the client's address, or the network that one client
+// has, for limits.
 //
 // Errors: ErrWrongPassword, ErrMainPassword, ErrCodeNeeded, ErrRefused, *LimitError, *xrpc.UpstreamError.
-func (s *Store) Login(ctx context.Context, a Account, password, address string) (Session, error) {
+func (s *Store) Login(ctx context.Context, a Account, password, caller string) (Session, error) {
 	if password == "" || len(password) > maxPasswordBytes {
 		return Session{}, ErrWrongPassword
 	}
@@ -54,7 +55,7 @@ func (s *Store) Login(ctx context.Context, a Account, password, address string) 
 		if t, err := s.known(ctx, a, hash); err == nil { // opened by another process, or the flight before this one
 			return Session{ID: t.id, DID: t.did}, nil
 		}
-		giveBack, err := s.limits.begin(ctx, a.DID, address)
+		giveBack, err := s.limits.begin(ctx, a.DID, caller)
 		if err != nil {
 			return Session{}, err
 		}

@@ -39,7 +39,7 @@ type BeginSignIn struct {
 	ReturnTo string // a path of this AppView; anything else counts as "/"
 	Prompt   string // "", "login", "consent" or "select_account"
 	Browser  string // the cookie of an earlier sign-in, if the browser shows one
-	Address  string // of the client, for limits
+	Caller   string // for limits: the client's address, or the network that one client has
 }
 
 // SignInStarted is where the browser goes.
@@ -87,7 +87,7 @@ func (s *Store) BeginSignIn(ctx context.Context, b BeginSignIn) (SignInStarted, 
 	if !slices.Contains([]string{"", "login", "consent", "select_account"}, b.Prompt) {
 		b.Prompt = ""
 	}
-	if err := s.limits.beginSignIn(ctx, b.Address); err != nil {
+	if err := s.limits.beginSignIn(ctx, b.Caller); err != nil {
 		return SignInStarted{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -166,7 +166,7 @@ func (p *people) account(i int) Account {
 
 func (p *people) begin(t *testing.T) SignInStarted {
 	t.Helper()
-	started, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(0), ReturnTo: "/settings?tab=1", Address: "192.0.2.1"})
+	started, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(0), ReturnTo: "/settings?tab=1", Caller: "192.0.2.1"})
 	if err != nil {
 		t.Fatal(err)
 	}

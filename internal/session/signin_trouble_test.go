@@ -91,7 +91,7 @@ func TestTroubledServers(t *testing.T) {
 			t.Parallel()
 			p := newPeople(t, onSQLite(t), 0, false)
 			fault := p.PDS.Inject(devnet.Path(tt.path), tt.fault)
-			_, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(0), Address: "192.0.2.1"})
+			_, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(0), Caller: "192.0.2.1"})
 			e, upstream := errors.AsType[*xrpc.UpstreamError](err)
 			if errors.Is(err, ErrNoOAuth) != tt.unsuitable || upstream == tt.unsuitable || fault.Fired() == 0 {
 				t.Errorf("%v", err)
@@ -345,7 +345,7 @@ func TestSignInsAreLimited(t *testing.T) {
 		next.ServeHTTP(w, r)
 	})
 	begin := func(i int, address string) error {
-		_, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(i), Prompt: "none&x=y", Address: address})
+		_, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(i), Prompt: "none&x=y", Caller: address})
 		return err
 	}
 	for i := range perAddress {
@@ -373,7 +373,7 @@ func TestNobodyIsLockedOut(t *testing.T) {
 	t.Parallel()
 	p := newPeople(t, onSQLite(t), 0, false)
 	begin := func(address string) error {
-		_, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(0), Address: address})
+		_, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(0), Caller: address})
 		return err
 	}
 	for i := range 30 {
@@ -453,7 +453,7 @@ func TestSignInWithoutHandle(t *testing.T) {
 	for _, handle := range []syntax.Handle{"", syntax.HandleInvalid} {
 		a := p.account(0)
 		a.Handle = handle
-		started, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: a, ReturnTo: "https://evil.example.com", Address: "192.0.2.1"})
+		started, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: a, ReturnTo: "https://evil.example.com", Caller: "192.0.2.1"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -24,7 +24,7 @@ type imagePage struct {
 
 // getImage is where posts and others link to: how an image is pulled, and its tags.
 func (s *Server) getImage(w http.ResponseWriter, r *http.Request, v Visitor) error {
-	if wait, ok := s.looks.Take(s.config.Address(r)); !ok {
+	if wait, ok := s.looks.Take(s.config.Caller(r)); !ok {
 		return limited(wait)
 	}
 	owner, repository := r.PathValue("owner"), strings.TrimSuffix(r.PathValue("repository"), "/")

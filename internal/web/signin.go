@@ -38,13 +38,13 @@ func (s *Server) showLogin(w http.ResponseWriter, status int, view loginPage) er
 
 // postLogin sends the browser to the person's PDS.
 func (s *Server) postLogin(w http.ResponseWriter, r *http.Request, v Visitor) error {
-	address := s.config.Address(r)
-	if wait, ok := s.tries.Take(address); !ok {
+	caller := s.config.Caller(r)
+	if wait, ok := s.tries.Take(caller); !ok {
 		return limited(wait)
 	}
 	start := Start{
 		Who: strings.TrimSpace(r.PostFormValue("who")), Back: localPath(r.PostFormValue("back"), "/settings"),
-		Consent: r.PostFormValue("consent") != "", Browser: s.cookie(r, signInCookie), Address: address,
+		Consent: r.PostFormValue("consent") != "", Browser: s.cookie(r, signInCookie), Caller: caller,
 	}
 	target, cookie, err := s.config.SignIn.Begin(r.Context(), start)
 	if p, ok := errors.AsType[*Problem](err); ok && p.Status < http.StatusInternalServerError {
@@ -91,7 +91,7 @@ func (s *Server) getDevice(w http.ResponseWriter, r *http.Request, v Visitor) er
 	if code == "" {
 		return s.render(w, http.StatusOK, "device", view)
 	}
-	m, err := s.config.Devices.Machine(r.Context(), v, s.config.Address(r), code)
+	m, err := s.config.Devices.Machine(r.Context(), v, s.config.Caller(r), code)
 	if p, ok := errors.AsType[*Problem](err); ok && p.Status < http.StatusInternalServerError {
 		view.Wrong = p.Text
 		return s.render(w, p.Status, "device", view)
@@ -108,10 +108,10 @@ func (s *Server) postDevice(w http.ResponseWriter, r *http.Request, v Visitor) e
 	if decision != "approve" && decision != "refuse" {
 		return &Problem{Status: http.StatusBadRequest, Title: "No decision", Text: "The form said neither approve nor refuse.", Again: "/device?" + url.Values{"user_code": {code}}.Encode()}
 	}
-	address := s.config.Address(r)
-	m, err := s.config.Devices.Machine(r.Context(), v, address, code)
+	caller := s.config.Caller(r)
+	m, err := s.config.Devices.Machine(r.Context(), v, caller, code)
 	if err == nil {
-		err = s.config.Devices.Decide(r.Context(), v, address, code, decision == "approve")
+		err = s.config.Devices.Decide(r.Context(), v, caller, code, decision == "approve")
 	}
 	if p, ok := errors.AsType[*Problem](err); ok && p.Status < http.StatusInternalServerError {
 		return s.render(w, p.Status, "device", devicePage{page: s.page("Sign in a device", v), Wrong: p.Text})

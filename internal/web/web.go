@@ -52,7 +52,7 @@ type Start struct {
 	Back    string // a path of ours
 	Consent bool   // ask for approval again
 	Browser string // the sign-in cookie, if there is one
-	Address string
+	Caller  string // for limits
 }
 
 // SignIn signs people in at their own PDS. Errors are *Problem where a person can be told what is wrong.
@@ -74,8 +74,8 @@ type Machine struct {
 
 // Devices are machines that ask. Errors are *Problem where the code is wrong.
 type Devices interface {
-	Machine(ctx context.Context, v Visitor, address, userCode string) (Machine, error)
-	Decide(ctx context.Context, v Visitor, address, userCode string, approve bool) error
+	Machine(ctx context.Context, v Visitor, caller, userCode string) (Machine, error)
+	Decide(ctx context.Context, v Visitor, caller, userCode string, approve bool) error
 }
 
 // Hold is storage as a person sees it.
@@ -154,17 +154,19 @@ type Config struct {
 	Insecure bool
 	// Downloads is a folder with releases of the credential helper, or the https URL of one; "" is none.
 	Downloads string
-	Address   func(*http.Request) string
-	Adapter   *httpx.Adapter
-	Now       func() time.Time
+	// Address is from where a request comes, for lists. Caller is what limits count: of IPv6 the network.
+	Address func(*http.Request) string
+	Caller  func(*http.Request) string
+	Adapter *httpx.Adapter
+	Now     func() time.Time
 }
 
 // Server serves the pages.
 type Server struct {
 	config    Config
 	templates templates
-	tries     *httpx.Limiter // sign-ins, by address
-	looks     *httpx.Limiter // at images, which may have other servers asked, by address
+	tries     *httpx.Limiter // sign-ins, by caller
+	looks     *httpx.Limiter // at images, which may have other servers asked, by caller
 	downloads fs.FS          // nil: elsewhere, or none
 }
 

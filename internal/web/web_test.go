@@ -147,7 +147,7 @@ func newSite(t *testing.T, change func(*Config)) *site {
 	t.Cleanup(s.Close)
 	c := Config{
 		SignIn: s.back, Devices: s.back, Holds: s.back, Keeping: s.back, Images: s.back, BaseURL: s.URL, Origin: s.URL, Service: "atcr.test", Insecure: true,
-		Address: func(*http.Request) string { return "192.0.2.9" }, Adapter: &httpx.Adapter{},
+		Address: func(*http.Request) string { return "192.0.2.9" }, Caller: func(*http.Request) string { return "192.0.2.9" }, Adapter: &httpx.Adapter{},
 	}
 	if change != nil {
 		change(&c)

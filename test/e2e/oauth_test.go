@@ -207,7 +207,7 @@ func accountOf(n *signIns, a components.Account) session.Account {
 // begin sends alice to her PDS; decide lets her, or another, decide there, and returns the callback's query.
 func (n *signIns) begin(t *testing.T, p *process, prompt string) session.SignInStarted {
 	t.Helper()
-	started, err := p.BeginSignIn(t.Context(), session.BeginSignIn{Account: accountOf(n, n.alice), ReturnTo: "/settings", Prompt: prompt, Address: "192.0.2.1"})
+	started, err := p.BeginSignIn(t.Context(), session.BeginSignIn{Account: accountOf(n, n.alice), ReturnTo: "/settings", Prompt: prompt, Caller: "192.0.2.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
