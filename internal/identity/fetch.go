@@ -65,7 +65,8 @@ func (r *Resolver) webURL(did syntax.DID) (string, error) {
 	if n, _, err := net.SplitHostPort(host); err == nil {
 		name = n
 	}
-	if name != host && !httpx.IsLoopbackHost(name) && !r.config.AllowPrivate {
+	// What SplitHostPort does not take apart, a URL may: "]:0" has a port too.
+	if (name != host || strings.ContainsAny(host, ":[]%")) && !httpx.IsLoopbackHost(name) && !r.config.AllowPrivate {
 		return "", fmt.Errorf("%w: %s: a did:web has no port", ErrInvalid, did)
 	}
 	if httpx.IsLoopbackHost(name) {
