@@ -54,7 +54,7 @@ func isTag(s string) bool {
 // isOwner is a first component as people write it: a handle, did_plc_…, did_web_…, or a DID with colons
 // (and %3A), which no client sends but a URL may hold. Whose it is, is not known here.
 func isOwner(s string) bool {
-	if s == "" || !isAlnum(s[0]) || !isAlnum(s[len(s)-1]) {
+	if s == "" || !isAlnum(s[0]) || !isAlnum(s[len(s)-1]) || strings.Contains(s, "..") {
 		return false
 	}
 	for i := range len(s) {

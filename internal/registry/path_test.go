@@ -55,6 +55,7 @@ func TestParsePath(t *testing.T) {
 		{"/v2/alice.test/./app/manifests/x", bad, "", ""},
 		{"/v2/alice.test/app/manifests/..", bad, "", ""},
 		{"/v2/../etc/passwd", bad, "", ""},
+		{"/v2/alice..test/app/manifests/x", bad, "", ""},
 		{"/v2/alice.test%2fapp/manifests/x", bad, "", ""},
 		{"/v2/alice.test%2Fapp/manifests/x", bad, "", ""},
 		{"/v2/alice.test/app/manifests/%2e%2e", bad, "", ""},
