@@ -135,7 +135,7 @@ func (d *deviceServer) postToken(w http.ResponseWriter, r *http.Request) error {
 	if form.Get("grant_type") != grantDeviceCode {
 		return &oauthError{Status: http.StatusBadRequest, Code: "unsupported_grant_type", Description: "grant_type must be " + grantDeviceCode}
 	}
-	secret, c, err := d.credentials.Poll(r.Context(), form.Get("device_code"))
+	secret, c, err := d.credentials.Poll(r.Context(), d.caller(r), form.Get("device_code"))
 	if errors.Is(err, credential.ErrPending) { // the usual answer: nothing for the log
 		writeOAuthError(w, pollError(err))
 		return nil
@@ -216,25 +216,18 @@ func (d *deviceServer) postRevoke(w http.ResponseWriter, r *http.Request) error 
 
 // getHold is where the person's pushes go, and what they may there.
 func (d *deviceServer) getHold(w http.ResponseWriter, r *http.Request) error {
-	c, err := d.bearer(r)
-	if err != nil {
-		return err
-	}
-	s, err := d.liveSession(r.Context(), c.DID)
-	if err != nil {
-		return err
-	}
-	report, err := d.choice.current(r.Context(), s)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Cache-Control", "no-store")
-	xrpc.WriteJSON(w, http.StatusOK, report)
-	return nil
+	return d.answerSession(w, r, func(s session.Session) (any, error) { return d.choice.current(r.Context(), s) })
 }
 
 // getHolds lists the holds where the person may write.
 func (d *deviceServer) getHolds(w http.ResponseWriter, r *http.Request) error {
+	return d.answerSession(w, r, func(s session.Session) (any, error) {
+		return map[string]any{"holds": d.choice.known(r.Context(), s)}, nil
+	})
+}
+
+// answerSession answers with what the person's live session finds out.
+func (d *deviceServer) answerSession(w http.ResponseWriter, r *http.Request, ask func(session.Session) (any, error)) error {
 	c, err := d.bearer(r)
 	if err != nil {
 		return err
@@ -243,8 +236,12 @@ func (d *deviceServer) getHolds(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	out, err := ask(s)
+	if err != nil {
+		return err
+	}
 	w.Header().Set("Cache-Control", "no-store")
-	xrpc.WriteJSON(w, http.StatusOK, map[string]any{"holds": d.choice.known(r.Context(), s)})
+	xrpc.WriteJSON(w, http.StatusOK, out)
 	return nil
 }
 

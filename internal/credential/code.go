@@ -41,6 +41,8 @@ const (
 	maxOpenCodes       = 10_000
 	maxCodesPerAddress = 30
 	maxGuesses         = 10
+	// maxPollsPerAddress is what the codes of one address need.
+	maxPollsPerAddress = maxCodesPerAddress * int(CodeLifetime/PollInterval)
 	limitWindow        = 10 * time.Minute
 )
 
@@ -180,59 +182,58 @@ func (s *Store) Decide(ctx context.Context, did syntax.DID, caller, userCode str
 	return nil
 }
 
-// Poll is the device asking. Once it is approved, the answer is its secret, one single time.
+// Poll is the device asking, from caller. Once it is approved, the answer is its secret, one single time.
 //
-// Errors: ErrPending, ErrSlowDown, ErrExpired, ErrDenied, ErrCode.
-func (s *Store) Poll(ctx context.Context, deviceCode string) (secret string, c Credential, err error) {
-	var outcome error
-	err = s.db.Write(ctx, func(tx *sql.Tx) error {
-		secret, c, outcome = "", Credential{}, nil
-		var r Request
-		var state, did string
-		var step, polled, expires int64
-		hash, now := s.hash("device code", deviceCode), s.now()
-		err := tx.QueryRowContext(ctx, `SELECT name, platform, address, state, did, step, polled_at, expires_at FROM device_code WHERE hash = ?`, hash).
-			Scan(&r.Name, &r.Platform, &r.Address, &state, &did, &step, &polled, &expires)
-		if errors.Is(err, sql.ErrNoRows) {
-			outcome = ErrCode
-			return nil
+// Errors: ErrPending, ErrSlowDown, ErrExpired, ErrDenied, ErrCode, *LimitError.
+func (s *Store) Poll(ctx context.Context, caller, deviceCode string) (secret string, c Credential, err error) {
+	if wait, ok := s.polled.Take(caller); !ok {
+		return "", Credential{}, &LimitError{wait}
+	}
+	var r Request
+	var state, did string
+	var step, polled, expires int64
+	hash, now := s.hash("device code", deviceCode), s.now()
+	err = s.db.Reader().QueryRowContext(ctx, `SELECT name, platform, address, state, did, step, polled_at, expires_at FROM device_code WHERE hash = ?`, hash).
+		Scan(&r.Name, &r.Platform, &r.Address, &state, &did, &step, &polled, &expires)
+	switch {
+	case errors.Is(err, sql.ErrNoRows), state == "used":
+		return "", Credential{}, ErrCode
+	case err != nil:
+		return "", Credential{}, fmt.Errorf("read device code: %w", err)
+	case now.Unix() >= expires:
+		return "", Credential{}, ErrExpired
+	case state == "denied":
+		return "", Credential{}, ErrDenied
+	case state == "pending":
+		outcome := ErrPending
+		if now.UnixMilli()-polled < step*1000-pollSlack.Milliseconds() {
+			outcome, step = ErrSlowDown, step+int64(slowerBy/time.Second)
 		}
+		err := s.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, `UPDATE device_code SET step = ?, polled_at = ? WHERE hash = ?`, step, now.UnixMilli(), hash)
+			return err
+		})
+		if err != nil {
+			return "", Credential{}, fmt.Errorf("write device code: %w", err)
+		}
+		return "", Credential{}, outcome
+	}
+	secret = newSecret(DevicePrefix)
+	c = Credential{ID: rand.Text(), Kind: Device, DID: syntax.DID(did), Name: r.Name, Platform: r.Platform, Address: r.Address, CreatedAt: now, UsedAt: now}
+	err = s.db.Write(ctx, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `UPDATE device_code SET state = 'used' WHERE hash = ? AND state = 'approved'`, hash)
 		if err != nil {
 			return err
 		}
-		switch {
-		case state == "used":
-			outcome = ErrCode
-		case now.Unix() >= expires:
-			outcome = ErrExpired
-		case state == "denied":
-			outcome = ErrDenied
-		case state == "pending" && now.UnixMilli()-polled < step*1000-pollSlack.Milliseconds():
-			outcome, step = ErrSlowDown, step+int64(slowerBy/time.Second)
-		case state == "pending":
-			outcome = ErrPending
+		if n, err := res.RowsAffected(); err != nil {
+			return err
+		} else if n == 0 { // another poll was faster
+			return ErrCode
 		}
-		if state == "approved" && outcome == nil {
-			res, err := tx.ExecContext(ctx, `UPDATE device_code SET state = 'used' WHERE hash = ? AND state = 'approved'`, hash)
-			if err != nil {
-				return err
-			}
-			if n, err := res.RowsAffected(); err != nil || n == 0 { // another process was faster
-				outcome = ErrCode
-				return err
-			}
-			secret = newSecret(DevicePrefix)
-			c = Credential{ID: rand.Text(), Kind: Device, DID: syntax.DID(did), Name: r.Name, Platform: r.Platform, Address: r.Address, CreatedAt: now, UsedAt: now}
-			if err := s.insert(ctx, tx, c, secret); err != nil {
-				return err
-			}
-			state = "used"
-		}
-		_, err = tx.ExecContext(ctx, `UPDATE device_code SET state = ?, step = ?, polled_at = ? WHERE hash = ?`, state, step, now.UnixMilli(), hash)
-		return err
+		return s.insert(ctx, tx, c, secret)
 	})
 	if err != nil {
-		return "", Credential{}, fmt.Errorf("poll: %w", err)
+		return "", Credential{}, fmt.Errorf("redeem device code: %w", err)
 	}
-	return secret, c, outcome
+	return secret, c, nil
 }

@@ -94,6 +94,7 @@ type Store struct {
 	now     func() time.Time
 	asked   *httpx.Limiter // codes, by address
 	guessed *httpx.Limiter // wrong user codes, by who tries
+	polled  *httpx.Limiter // by address
 }
 
 // Open brings db's tables to their newest form.
@@ -119,6 +120,7 @@ func Open(ctx context.Context, db *sqldb.DB, c Config) (*Store, error) {
 		db: db, keys: keys, now: c.Now,
 		asked:   httpx.NewLimiter(maxCodesPerAddress, limitWindow, c.Now),
 		guessed: httpx.NewLimiter(maxGuesses, limitWindow, c.Now),
+		polled:  httpx.NewLimiter(maxPollsPerAddress, limitWindow, c.Now),
 	}, nil
 }
 

@@ -3,6 +3,7 @@ package credential
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -74,7 +75,7 @@ func (w *world) begin(t *testing.T) Code {
 func (w *world) polled(t *testing.T, c Code) (string, error) {
 	t.Helper()
 	w.pass(PollInterval)
-	secret, _, err := w.Poll(t.Context(), c.DeviceCode)
+	secret, _, err := w.Poll(t.Context(), "192.0.2.1", c.DeviceCode)
 	return secret, err
 }
 
@@ -151,7 +152,7 @@ func testCodeEnds(t *testing.T, d databases.Database) {
 	if _, err := w.polled(t, quick); !errors.Is(err, ErrPending) {
 		t.Error(err)
 	}
-	if _, _, err := w.Poll(ctx, quick.DeviceCode); !errors.Is(err, ErrSlowDown) {
+	if _, _, err := w.Poll(ctx, "192.0.2.1", quick.DeviceCode); !errors.Is(err, ErrSlowDown) {
 		t.Errorf("polled again at once: %v", err)
 	}
 	if _, err := w.polled(t, quick); !errors.Is(err, ErrSlowDown) {
@@ -172,6 +173,32 @@ func testCodeEnds(t *testing.T, d databases.Database) {
 	if _, err := w.polled(t, Code{DeviceCode: "made up"}); !errors.Is(err, ErrCode) {
 		t.Errorf("a code that nobody gave out: %v", err)
 	}
+}
+
+// Would catch polls that make writers wait although there is nothing to write, and that go on without an end.
+func TestMadeUpPolls(t *testing.T) {
+	t.Parallel()
+	databases.Each(t, func(t *testing.T, d databases.Database) {
+		w := newWorld(t, d)
+		err := w.db.Write(t.Context(), func(*sql.Tx) error { // nobody else writes now
+			for range maxPollsPerAddress {
+				if _, _, err := w.Poll(t.Context(), "192.0.2.7", "made up"); !errors.Is(err, ErrCode) {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = w.Poll(t.Context(), "192.0.2.7", "made up")
+		if limit, ok := errors.AsType[*LimitError](err); !ok || limit.RetryAfter != limitWindow {
+			t.Errorf("one more: %v", err)
+		}
+		if _, err := w.polled(t, w.begin(t)); !errors.Is(err, ErrPending) {
+			t.Errorf("another address: %v", err)
+		}
+	})
 }
 
 // Would catch guessing without an end, by one account from many addresses or from one address by many
@@ -234,7 +261,7 @@ func testPollRace(t *testing.T, d databases.Database) {
 	var wg sync.WaitGroup
 	secrets := make([]string, 8)
 	for i := range secrets {
-		wg.Go(func() { secrets[i], _, _ = w.Poll(context.Background(), c.DeviceCode) })
+		wg.Go(func() { secrets[i], _, _ = w.Poll(context.Background(), "192.0.2.1", c.DeviceCode) })
 	}
 	wg.Wait()
 	if got := strings.Join(secrets, ""); strings.Count(got, DevicePrefix) != 1 {
