@@ -69,7 +69,7 @@ type state struct {
 	Accounts []Account `json:"accounts"`
 	// Current is the account of each registry that is used where nothing says which: its key.
 	Current map[string]string `json:"current"`
-	// ToldFile: that there is no keychain was said.
+	// ToldFile: that secrets are kept in a file was said.
 	ToldFile bool `json:"toldFile,omitempty"`
 }
 

@@ -180,7 +180,7 @@ func TestAccounts(t *testing.T) {
 // that is taken for nobody being signed in.
 func TestLockedKeychain(t *testing.T) {
 	t.Parallel()
-	h, k, _ := newHelper(t)
+	h, k, stderr := newHelper(t)
 	if _, err := ask(t, h, "store", `{"ServerURL":"atcr.test","Username":"alice.test","Secret":"s"}`); err != nil {
 		t.Fatal(err)
 	}
@@ -189,9 +189,14 @@ func TestLockedKeychain(t *testing.T) {
 	if _, err := ask(t, h, "get", "atcr.test"); !errors.Is(err, errLocked) {
 		t.Errorf("get: %v", err)
 	}
-	// What comes now goes into the file.
-	if _, err := ask(t, h, "store", `{"ServerURL":"other.test","Username":"alice.test","Secret":"in the file"}`); err != nil {
-		t.Fatal(err)
+	// What comes now goes into the file, which is said once.
+	for _, server := range []string{"third.test", "other.test"} {
+		if _, err := ask(t, h, "store", `{"ServerURL":"`+server+`","Username":"alice.test","Secret":"in the file"}`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said := stderr.String(); strings.Count(said, h.secretsFile()) != 1 || !strings.Contains(said, "may be locked") || strings.Contains(said, "no keychain") {
+		t.Errorf("it says %q", said)
 	}
 	if out, err := ask(t, h, "get", "other.test"); err != nil || !strings.Contains(out, "in the file") {
 		t.Errorf("%q, %v", out, err)
@@ -212,7 +217,7 @@ func TestLockedKeychain(t *testing.T) {
 func TestLogin(t *testing.T) {
 	t.Parallel()
 	h, k, _ := newHelper(t)
-	k.broken = errors.New("there is no keychain")
+	k.broken = errors.New("nobody at the bus")
 	r := newRegistry(t, "authorization_pending", "", "", "access_denied", "expired_token")
 	var out bytes.Buffer
 	opened := ""
@@ -222,7 +227,7 @@ func TestLogin(t *testing.T) {
 		t.Fatalf("%+v, %v", a, err)
 	}
 	if !strings.Contains(out.String(), "BCDF-GHJK") || !strings.Contains(out.String(), "▀") || !strings.HasSuffix(opened, "/device?user_code=BCDF-GHJK") ||
-		strings.Count(out.String(), "There is no keychain here") != 1 {
+		strings.Count(out.String(), "There is no keychain here that works (nobody at the bus): secrets are kept in "+h.secretsFile()) != 1 {
 		t.Errorf("opened %q, said\n%s", opened, &out)
 	}
 	if got, err := ask(t, h, "get", r.host); err != nil || !strings.Contains(got, "atcrd_1") {
@@ -232,7 +237,7 @@ func TestLogin(t *testing.T) {
 	if _, err := h.login(t.Context(), r.host, loginOptions{Name: "laptop"}, &out); err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(out.String(), "There is no keychain here") || strings.Join(r.ended(), " ") != "atcrd_1" {
+	if strings.Contains(out.String(), "keychain") || strings.Join(r.ended(), " ") != "atcrd_1" {
 		t.Errorf("the second time: revoked %v, said\n%s", r.ended(), &out)
 	}
 	if _, err := h.login(t.Context(), r.host, o, &out); !errors.Is(err, errRefused) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"runtime"
 	"strings"
@@ -50,19 +51,17 @@ func (h *Helper) login(ctx context.Context, registry string, o loginOptions, out
 // replace keeps a new account, and revokes the device that it takes the place of.
 func (h *Helper) replace(ctx context.Context, a *Account, secret string, out io.Writer) error {
 	old := ""
-	tell := false
-	err := h.change(func(s *state) error {
+	note := ""
+	err := h.change(func(s *state) (err error) {
 		for _, known := range s.of(a.Registry) {
 			if known.key() == a.key() && known.Kind == kindDevice {
 				old, _ = h.secret(known) // one that cannot be read cannot be revoked from here
 			}
 		}
-		if err := h.keep(a, secret, interactivePatience); err != nil {
+		if note, err = h.keep(s, a, secret, interactivePatience); err != nil {
 			return err
 		}
 		s.add(*a)
-		tell = a.Store == inFile && !s.ToldFile
-		s.ToldFile = s.ToldFile || tell
 		return nil
 	})
 	if err != nil {
@@ -72,8 +71,8 @@ func (h *Helper) replace(ctx context.Context, a *Account, secret string, out io.
 	if old != "" && old != secret {
 		_ = h.revoke(ctx, a.Registry, old) // it stays in the settings page's list
 	}
-	if tell {
-		sayTo(out, "There is no keychain here: secrets are kept in %s, which you alone can read.\n", h.secretsFile())
+	if note != "" {
+		sayTo(out, "%s\n", note)
 	}
 	return nil
 }
@@ -105,7 +104,7 @@ func (h *Helper) wait(ctx context.Context, registry string, code deviceCode, ter
 		case ctx.Err() != nil:
 			return deviceToken{}, ctx.Err()
 		case answered && e.Code == "authorization_pending":
-		case answered && e.Code == "slow_down":
+		case answered && (e.Code == "slow_down" || e.Status == http.StatusTooManyRequests):
 			interval += 5 * time.Second // RFC 8628, section 3.5
 			next = next.Add(5 * time.Second)
 		case answered && e.Code == "access_denied":

@@ -69,7 +69,8 @@ func (h *Helper) Add(c *credentials.Credentials) error {
 	if strings.HasPrefix(c.Username, "did:") {
 		a.Handle, a.DID = "", c.Username
 	}
-	return h.change(func(s *state) error {
+	note := ""
+	err := h.change(func(s *state) (err error) {
 		// docker stores again what Get gave it: that stays what it was.
 		for _, known := range s.of(registry) {
 			if known.is(c.Username) {
@@ -79,12 +80,16 @@ func (h *Helper) Add(c *credentials.Credentials) error {
 				}
 			}
 		}
-		if err := h.keep(&a, c.Secret, h.Patience); err != nil {
+		if note, err = h.keep(s, &a, c.Secret, h.Patience); err != nil {
 			return err
 		}
 		s.add(a)
 		return nil
 	})
+	if err == nil && note != "" {
+		h.say("%s", note)
+	}
+	return err
 }
 
 // Delete signs the current account of a registry out: `docker logout`.

@@ -74,18 +74,26 @@ func within[T any](limit time.Duration, f func() (T, error)) (T, error) {
 	}
 }
 
-// keep stores an account's secret: in the keychain where there is one, else in a file, which it tells.
-func (h *Helper) keep(a *Account, secret string, patience time.Duration) error {
-	key := a.key()
+// keep stores an account's secret: in the keychain where one can be used, else in a file. Then note says so, once.
+func (h *Helper) keep(s *state, a *Account, secret string, patience time.Duration) (note string, err error) {
+	key, why := a.key(), "As you asked"
 	if !h.OnlyFile {
 		_, err := within(patience, func() (struct{}, error) { return struct{}{}, h.Keys.Set(key, secret) })
 		if err == nil {
 			a.Store = inKeychain
-			return nil
+			return "", nil
+		}
+		why = fmt.Sprintf("There is no keychain here that works (%v)", err)
+		if errors.Is(err, errLocked) {
+			why = "The keychain does not answer, and may be locked"
 		}
 	}
 	a.Store = inFile
-	return h.changeFile(func(secrets map[string]string) { secrets[key] = secret })
+	if !s.ToldFile {
+		note = why + ": secrets are kept in " + h.secretsFile() + ", which you alone can read."
+	}
+	s.ToldFile = true
+	return note, h.changeFile(func(secrets map[string]string) { secrets[key] = secret })
 }
 
 // secret reads an account's secret. Errors: errNoSecret, errLocked.
