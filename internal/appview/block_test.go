@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"atcr.io/internal/devnet"
 	"atcr.io/internal/oci"
 )
 
@@ -118,6 +119,32 @@ func TestBlockedWrites(t *testing.T) {
 	got := request(t, http.MethodGet, n.base+"/auth/token", nil, "Authorization", basic(n.alice.Handle, n.alice.AppPassword))
 	if got.status != 403 || got.code() != "DENIED" || !strings.Contains(got.body, "why") {
 		t.Errorf("a sign-in: %d %s", got.status, got.body)
+	}
+}
+
+// Would catch a person who is blocked before they ever came, and for whom a profile is made all the same.
+func TestBlockedFirstSignIn(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	for _, who := range []string{n.alice.DID, n.bob.DID} {
+		if _, err := n.blocking().Add(t.Context(), who, "spam"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.restart() // which reads the list at once
+	b := n.browser()
+	b.signInAs(n.alice)
+	if got := b.send(http.MethodGet, "/settings"); got.status != 403 || !strings.Contains(got.body, "spam") {
+		t.Errorf("the settings: %d %s", got.status, got.body)
+	}
+	got := request(t, http.MethodGet, n.base+"/auth/token", nil, "Authorization", basic(n.bob.Handle, n.bob.AppPassword))
+	if got.status != 403 || !strings.Contains(got.body, "spam") {
+		t.Errorf("an app password: %d %s", got.status, got.body)
+	}
+	for _, who := range []devnet.Account{n.alice, n.bob} {
+		if profiles := n.records(who, "io.atcr.sailor.profile"); len(profiles) != 0 {
+			t.Errorf("%s has %v", who.Handle, profiles)
+		}
 	}
 }
 

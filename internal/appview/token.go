@@ -109,9 +109,6 @@ func (t *tokenServer) claims(w http.ResponseWriter, r *http.Request, in tokenReq
 		return regtoken.Claims{}, err
 	}
 	httpx.EventFrom(ctx).DID = s.DID.String()
-	if err := t.blocked(s.DID.String()); err != nil {
-		return regtoken.Claims{}, err
-	}
 	c := regtoken.Claims{Subject: s.DID.String(), Session: s.ID, Access: t.granted(ctx, s.DID.String(), asked, scope)}
 	if len(asked) > 0 && len(c.Access) == 0 {
 		// The credential is for other repositories: what everybody may, its bearer may too, as nobody.
@@ -240,6 +237,9 @@ func (t *tokenServer) show(r *http.Request, in tokenRequest) (session.Session, c
 	if err != nil {
 		return session.Session{}, c.Scope, err
 	}
+	if err := t.blocked(c.DID.String()); err != nil {
+		return session.Session{}, c.Scope, err
+	}
 	if name, err := parseIdentity(in.user); err == nil {
 		if who, err := t.directory.Lookup(ctx, name); err == nil && who.DID != c.DID {
 			return session.Session{}, c.Scope, unauthorized(nil, "that device or access token is not %.100s's", in.user)
@@ -263,6 +263,9 @@ func (t *tokenServer) loginByPassword(r *http.Request, in tokenRequest) (session
 	who, err := t.directory.Lookup(r.Context(), name)
 	if err != nil {
 		return session.Session{}, loginIdentityError(in.user, err)
+	}
+	if err := t.blocked(who.DID.String()); err != nil { // before their PDS is asked, and a profile made
+		return session.Session{}, err
 	}
 	if who.PDS() == "" {
 		return session.Session{}, unauthorized(nil, "the account %.100s has no PDS", in.user)
