@@ -114,7 +114,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		return err
 	}
 	sessions, err := session.Open(ctx, a.db, session.Config{
-		Secret: secrets[0], Accepted: secrets[1:], Client: guarded, OAuth: signIn, AllowMainPassword: c.AllowMainPassword, Logger: a.logger,
+		Secret: secrets[0], Accepted: secrets[1:], Client: guarded, OAuth: signIn, AllowMainPassword: c.AllowMainPassword, Logger: a.logger, Now: now,
 	})
 	if err != nil {
 		return err

@@ -102,7 +102,7 @@ func (p *pages) Finish(ctx context.Context, query url.Values, cookie, agent, add
 		return "", "", p.problem(err)
 	}
 	httpx.EventFrom(ctx).DID = done.Session.DID.String()
-	if done.Session.New {
+	if done.Session.New && p.blocks.person(done.Session.DID.String()) == nil { // who is blocked signs in to leave
 		p.welcome(ctx, done.Session)
 	}
 	secret, err = p.sessions.OpenBrowser(ctx, done.Session.ID, agent, address)
@@ -122,7 +122,7 @@ func (p *pages) Visitor(ctx context.Context, secret string) (web.Visitor, error)
 		return web.Visitor{}, err
 	}
 	return web.Visitor{
-		DID: b.Session.DID, Handle: checkedHandle(ctx, p.directory, b.Session.DID), Browser: b.ID, Session: b.Session.ID, Missing: b.Missing,
+		DID: b.Session.DID, Handle: checkedHandle(ctx, p.directory, b.Session.DID), Browser: b.ID, Session: b.Session.ID, Renew: b.Noted, Missing: b.Missing,
 		Refused: p.refused(b.Session.DID),
 	}, nil
 }

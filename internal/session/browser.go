@@ -33,6 +33,8 @@ type Browser struct {
 	Address   string // where it signed in
 	CreatedAt time.Time
 	UsedAt    time.Time // up to some minutes ago
+	// Noted: this use is the new UsedAt, so that the cookie may live as much longer.
+	Noted bool
 	// Missing are permissions that this AppView needs by now and the approval lacks.
 	Missing []string
 }
@@ -106,6 +108,7 @@ func (s *Store) Browser(ctx context.Context, secret string) (Browser, error) {
 		if err != nil {
 			return Browser{}, fmt.Errorf("write browser: %w", err)
 		}
+		b.Noted = true
 	}
 	return b, nil
 }

@@ -2,6 +2,8 @@ package web
 
 import (
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -18,13 +20,17 @@ func (s *Server) cookieName(name string) string {
 	return "__Host-" + name
 }
 
+// setCookie sets a cookie, in place of what was set before in the same answer.
 func (s *Server) setCookie(w http.ResponseWriter, name, value string, life time.Duration) {
 	age := int(life / time.Second)
 	if value == "" {
 		age = -1
 	}
+	name = s.cookieName(name)
+	h := w.Header()
+	h["Set-Cookie"] = slices.DeleteFunc(h["Set-Cookie"], func(set string) bool { return strings.HasPrefix(set, name+"=") })
 	http.SetCookie(w, &http.Cookie{
-		Name: s.cookieName(name), Value: value, Path: "/", MaxAge: age,
+		Name: name, Value: value, Path: "/", MaxAge: age,
 		HttpOnly: true, Secure: !s.config.Insecure, SameSite: http.SameSiteLaxMode,
 	})
 }

@@ -29,6 +29,8 @@ type Visitor struct {
 	// Browser is the public id of this browser's sign-in, Session that of the sign-in at their PDS.
 	Browser string
 	Session string
+	// Renew: their browser has not been seen for a while, and its cookie is to live as long again.
+	Renew bool
 	// Missing are permissions that this AppView needs and was not given.
 	Missing []string
 	// Refused is why this AppView does nothing for them but give back and delete what it keeps; nil for nearly all.
@@ -281,6 +283,9 @@ func (s *Server) serve(route route) httpx.Handler {
 		}
 		if v.DID != "" {
 			httpx.EventFrom(r.Context()).DID = v.DID.String()
+		}
+		if v.Renew {
+			s.setCookie(w, browserCookie, s.cookie(r, browserCookie), cookieLife)
 		}
 		if route.access != everybody && v.DID == "" {
 			return s.sendToSignIn(w, r)

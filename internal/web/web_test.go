@@ -54,10 +54,15 @@ func (b *back) Finish(_ context.Context, q url.Values, cookie, _, _ string) (str
 }
 
 func (b *back) Visitor(_ context.Context, secret string) (Visitor, error) {
-	if secret != "alice's secret" {
-		return Visitor{}, ErrSignedOut
+	switch secret {
+	case "alice's secret":
+		return alice, nil
+	case "alice's after a while":
+		v := alice
+		v.Renew = true
+		return v, nil
 	}
-	return alice, nil
+	return Visitor{}, ErrSignedOut
 }
 
 func (b *back) SignOut(context.Context, Visitor) error { return nil }
@@ -322,6 +327,28 @@ func TestSignIn(t *testing.T) {
 	}
 	if refused < signInsPerAddress {
 		t.Errorf("of %d sign-ins %d were refused", 2*signInsPerAddress, refused)
+	}
+}
+
+// Would catch a browser that is signed out although it was used, and one that is not although it was to be.
+func TestCookieSlides(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	if r := s.do(http.MethodGet, "/", "", signedInCookie...); len(r.Cookies()) > 0 {
+		t.Errorf("set again at once: %v", r.Cookies())
+	}
+	later := []string{"Cookie", "atcr=alice's after a while"}
+	for path, status := range map[string]int{"/": http.StatusOK, "/settings": http.StatusOK, "/nothing": http.StatusNotFound} {
+		r := s.do(http.MethodGet, path, "", later...)
+		if set := r.Header.Values("Set-Cookie"); r.StatusCode != status || len(set) != 1 || !strings.HasPrefix(set[0], "atcr=\"alice's after a while\"; Path=/; Max-Age=2592000; HttpOnly") {
+			t.Errorf("%s: %d %q", path, r.StatusCode, set)
+		}
+	}
+	for _, path := range []string{"/logout", "/settings/delete"} {
+		r := s.do(http.MethodPost, path, "sure=yes", later...)
+		if set := r.Header.Values("Set-Cookie"); len(set) != 1 || !strings.HasPrefix(set[0], "atcr=; Path=/; Max-Age=0;") {
+			t.Errorf("%s: %d %q", path, r.StatusCode, set)
+		}
 	}
 }
 
