@@ -48,21 +48,9 @@ func (l *limiter) Take(r *http.Request, c registry.Caller, cost int) (registry.A
 	}
 	key := c.Subject
 	if key == "" {
-		key = prefixOf(address)
+		key = httpx.ClientNetwork(address)
 	}
 	return l.take(key, cost), true
-}
-
-// prefixOf is what one caller of nobody's has: an address, or of IPv6 the 64 bits that are given out.
-func prefixOf(address netip.Addr) string {
-	if address.Is4() {
-		return address.String()
-	}
-	p, err := address.WithZone("").Prefix(64)
-	if err != nil {
-		return address.String()
-	}
-	return p.String()
 }
 
 func (l *limiter) take(key string, cost int) registry.Allowance {

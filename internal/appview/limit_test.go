@@ -3,6 +3,7 @@ package appview
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -73,6 +74,28 @@ func TestFloods(t *testing.T) {
 	n.forget() // two minutes later
 	if got := n.nobody().do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "X-Forwarded-For", "8.8.1.3"); got.status != 200 {
 		t.Errorf("later: %d", got.status)
+	}
+}
+
+// Would catch guesses without end from an address that is not public, as behind a proxy that the settings do not
+// name; and an operator who is not told of that.
+func TestGuessesFromInside(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	var log strings.Builder
+	n.app.Load().logger = slog.New(slog.NewTextHandler(&log, nil))
+	limited := 0
+	for i := range 30 {
+		at := request(t, http.MethodGet, n.base+"/auth/token", nil, "Authorization", basic(n.alice.Handle, fmt.Sprint("guess ", i)), "X-Forwarded-For", fmt.Sprint("8.8.8.", i))
+		if at.status == 429 {
+			limited++
+		}
+	}
+	if limited != 20 {
+		t.Errorf("of 30 guesses %d are refused", limited)
+	}
+	if n := strings.Count(log.String(), "ATCR_TRUSTED_PROXIES"); n != 1 {
+		t.Errorf("the log says it %d times: %s", n, log.String())
 	}
 }
 

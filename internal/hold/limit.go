@@ -101,12 +101,7 @@ func (h *Hold) clientNetwork(r *http.Request) string {
 	if !httpx.PublicAddress(ip) {
 		return ""
 	}
-	if ip.Is6() {
-		if network, err := ip.Prefix(64); err == nil {
-			return network.String()
-		}
-	}
-	return ip.String()
+	return httpx.ClientNetwork(ip)
 }
 
 // takeRecords counts records that did has written. The owner answers for their own hold.

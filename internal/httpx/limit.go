@@ -39,19 +39,28 @@ func NewLimiter(limit int, window time.Duration, now func() time.Time) *Limiter 
 
 // Take counts one, or says how long to wait where there were too many.
 func (l *Limiter) Take(key string) (wait time.Duration, ok bool) {
+	_, reset, ok := l.Spend(key, 1)
+	if ok {
+		return 0, true
+	}
+	return reset.Sub(l.now()), false
+}
+
+// Spend counts n at once, and tells what is left of the window and when that ends. More than a whole window allows
+// is taken by one that is untouched. Where it is not ok nothing was counted.
+func (l *Limiter) Spend(key string, n int) (left int, reset time.Time, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
 	c, known := l.counts.Get(key)
-	if !known || now.Sub(c.since) >= l.window {
+	if passed := now.Sub(c.since); !known || passed >= l.window || passed < 0 {
 		c = limitCount{since: now}
 	}
-	if c.n >= l.limit {
-		return c.since.Add(l.window).Sub(now), false
+	if ok = c.n == 0 || c.n+n <= l.limit; ok {
+		c.n += n
+		l.counts.Add(key, c)
 	}
-	c.n++
-	l.counts.Add(key, c)
-	return 0, true
+	return max(0, l.limit-c.n), c.since.Add(l.window), ok
 }
 
 // Give uncounts one: what was counted when it began turned out to be allowed without limit.

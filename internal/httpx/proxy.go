@@ -47,6 +47,18 @@ func ClientAddress(r *http.Request, proxies []netip.Prefix) netip.Addr {
 	return address
 }
 
+// ClientNetwork is what one client has at least, for limits: an address, or of IPv6 the 64 bits that are given out.
+func ClientNetwork(address netip.Addr) string {
+	if address.Is4() {
+		return address.String()
+	}
+	p, err := address.WithZone("").Prefix(64)
+	if err != nil {
+		return address.String()
+	}
+	return p.String()
+}
+
 func inAny(networks []netip.Prefix, ip netip.Addr) bool {
 	for _, p := range networks {
 		if p.Contains(ip) {
