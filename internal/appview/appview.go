@@ -49,6 +49,7 @@ type AppView struct {
 	pulls       *pulls
 	mux         *http.ServeMux
 	view        *view
+	proxyTold   sync.Once
 	stop        context.CancelFunc // of what runs in the background
 	running     sync.WaitGroup
 }
@@ -211,7 +212,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		Adapter: adapter,
 	})
 	address := func(r *http.Request) string { return a.clientAddress(r).String() }
-	caller := func(r *http.Request) string { return prefixOf(a.clientAddress(r)) }
+	caller := func(r *http.Request) string { return httpx.ClientNetwork(a.clientAddress(r)) }
 	greeter := &greeter{sessions: sessions, holds: holds, logger: a.logger, clock: now}
 	a.credentials, err = credential.Open(ctx, a.db, credential.Config{Secret: secrets[0], Accepted: secrets[1:], Now: now})
 	if err != nil {
@@ -227,7 +228,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	site, err := a.newPages(&pages{
 		directory: directory, sessions: sessions, credentials: a.credentials, choice: device.choice, welcome: greeter.welcome,
-		manifests: manifests, blocks: blocked,
+		manifests: manifests, blocks: blocked, db: a.db,
 	}, address, caller, adapter, now)
 	if err != nil {
 		return err
@@ -288,5 +289,11 @@ func getHealth(w http.ResponseWriter, _ *http.Request) error {
 // clientAddress is who called, by X-Forwarded-For where the call came from a trusted proxy: the last address
 // that no trusted proxy has.
 func (a *AppView) clientAddress(r *http.Request) netip.Addr {
-	return httpx.ClientAddress(r, a.config.proxies)
+	address := httpx.ClientAddress(r, a.config.proxies)
+	if !httpx.PublicAddress(address) && r.Header.Get("X-Forwarded-For") != "" {
+		a.proxyTold.Do(func() {
+			a.logger.Warn("requests come by a proxy that ATCR_TRUSTED_PROXIES does not name: all its clients count as one, or are not limited", "address", address.String())
+		})
+	}
+	return address
 }

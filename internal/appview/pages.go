@@ -15,6 +15,7 @@ import (
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
 	"atcr.io/internal/session"
+	"atcr.io/internal/sqldb"
 	"atcr.io/internal/web"
 	"atcr.io/internal/xrpc"
 )
@@ -28,6 +29,7 @@ type pages struct {
 	welcome     func(ctx context.Context, s session.Session)
 	manifests   *manifests
 	blocks      *blocks
+	db          *sqldb.DB
 }
 
 // Tags are those of somebody's repository, as everybody sees them.
@@ -288,55 +290,6 @@ func (p *pages) NewToken(ctx context.Context, v web.Visitor, r web.TokenRequest)
 		return "", p.problem(err)
 	}
 	return secret, nil
-}
-
-// export is what a person gets of what is kept of them: no secrets.
-type export struct {
-	ExportedAt  time.Time     `json:"exportedAt"`
-	DID         syntax.DID    `json:"did"`
-	Handle      string        `json:"handle,omitempty"`
-	Browsers    []exportEntry `json:"browsers"`
-	Devices     []exportEntry `json:"devices"`
-	Tokens      []exportEntry `json:"accessTokens"`
-	Sessions    []exportEntry `json:"sessions"`
-	Explanation string        `json:"explanation"`
-}
-
-type exportEntry struct {
-	ID      string     `json:"id"`
-	Name    string     `json:"name"`
-	Detail  string     `json:"detail"`
-	Created time.Time  `json:"createdAt"`
-	Used    time.Time  `json:"usedAt"`
-	Expires *time.Time `json:"expiresAt,omitempty"`
-}
-
-// Export is all that is kept here of the visitor.
-func (p *pages) Export(ctx context.Context, v web.Visitor) (any, error) {
-	items, err := p.List(ctx, v)
-	if err != nil {
-		return nil, err
-	}
-	none := []exportEntry{}
-	out := export{
-		ExportedAt: time.Now().UTC(), DID: v.DID, Handle: v.Handle, Browsers: none, Devices: none, Tokens: none, Sessions: none,
-		Explanation: "What this AppView keeps of you, without the secrets. Your images, tags and profile are records in your own repo; their blobs are in holds.",
-	}
-	lists := map[string]*[]exportEntry{web.KindBrowser: &out.Browsers, web.KindDevice: &out.Devices, web.KindToken: &out.Tokens, web.KindSession: &out.Sessions}
-	for _, i := range items {
-		e := exportEntry{ID: i.ID, Name: i.Name, Detail: i.Detail, Created: i.Created.UTC(), Used: i.Used.UTC()}
-		if !i.Expires.IsZero() {
-			expires := i.Expires.UTC()
-			e.Expires = &expires
-		}
-		*lists[i.Kind] = append(*lists[i.Kind], e)
-	}
-	return out, nil
-}
-
-// Forget ends and removes all of it.
-func (p *pages) Forget(ctx context.Context, v web.Visitor) error {
-	return errors.Join(p.credentials.RevokeAll(ctx, v.DID), p.sessions.EndAll(ctx, v.DID))
 }
 
 // problem says in words for a page what other layers say in theirs. What it does not know passes.

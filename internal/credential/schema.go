@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/sqldb"
 )
 
 var migrations = []string{
@@ -39,6 +41,9 @@ var migrations = []string{
 	CREATE UNIQUE INDEX device_code_user ON device_code (user_hash);
 	CREATE INDEX device_code_expires ON device_code (expires_at);`,
 }
+
+// Personal is what is kept of people beside credentials: the machines that they have decided about.
+var Personal = []sqldb.Personal{{Table: "device_code", Where: "did = ?", Show: "name, platform, address, state, created_at"}}
 
 const columns = `id, kind, did, name, platform, address, scope, created_at, used_at, expires_at`
 

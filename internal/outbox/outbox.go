@@ -69,6 +69,9 @@ CREATE INDEX outbox_lane ON outbox (sender, recipient, id);
 ALTER TABLE outbox ADD COLUMN claimed_until INTEGER NOT NULL DEFAULT 0;
 `}
 
+// Personal is what waits to be said in people's names.
+var Personal = []sqldb.Personal{{Table: "outbox", Where: "sender = ?", Show: "recipient, kind, created_at, attempts"}}
+
 // Outbox delivers in the background until Close, beside the outboxes of other processes that share the database.
 type Outbox struct {
 	config    Config

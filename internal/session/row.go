@@ -13,6 +13,7 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/internal/session/oauth"
+	"atcr.io/internal/sqldb"
 )
 
 var migrations = []string{
@@ -54,6 +55,14 @@ var migrations = []string{
 	CREATE INDEX browser_session ON browser (session);
 	CREATE INDEX browser_used ON browser (used_at);`,
 	`ALTER TABLE session ADD COLUMN generic INTEGER NOT NULL DEFAULT 0; -- opened as the client without fine permissions`,
+	`ALTER TABLE sign_in ADD COLUMN did TEXT NOT NULL DEFAULT '';
+	CREATE INDEX sign_in_did ON sign_in (did);`,
+}
+
+// Personal is what is kept of people beside sessions and browsers.
+var Personal = []sqldb.Personal{
+	{Table: "sign_in", Where: "did = ?", Show: "created_at"},
+	{Table: "login_attempt", Where: "did = ?", Show: "address, count, since"},
 }
 
 // byOAuth stands where other rows have the hash of a password.

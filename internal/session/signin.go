@@ -138,8 +138,8 @@ func (s *Store) keepSignIn(ctx context.Context, b BeginSignIn, server oauth.Serv
 		if n >= maxSignIns {
 			return &LimitError{RetryAfter: time.Minute}
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO sign_in (state_hash, browser_hash, request, created_at) VALUES (?, ?, ?, ?)`,
-			hash, s.vault.browserHash(forSignIn, b.Browser), sealed, now.Unix())
+		_, err := tx.ExecContext(ctx, `INSERT INTO sign_in (state_hash, browser_hash, request, created_at, did) VALUES (?, ?, ?, ?, ?)`,
+			hash, s.vault.browserHash(forSignIn, b.Browser), sealed, now.Unix(), b.Account.DID.String())
 		return err
 	})
 	if _, ok := errors.AsType[*LimitError](err); ok {

@@ -278,8 +278,10 @@ func TestBrowsers(t *testing.T) {
 		}
 		p.works(t, p.Store, id)
 		p.pass(20 * 24 * time.Hour)
-		if _, err := p.Browser(ctx, two); err != nil {
-			t.Error(err)
+		for _, noted := range []bool{true, false} { // a use is noted, and need not be again at once
+			if b, err := p.Browser(ctx, two); err != nil || b.Noted != noted {
+				t.Errorf("%+v, %v", b, err)
+			}
 		}
 		p.pass(20 * 24 * time.Hour) // it was used in between
 		if _, err := p.Browser(ctx, two); err != nil {
