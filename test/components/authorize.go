@@ -22,7 +22,7 @@ type Decision struct {
 // Authorize plays a browser and the person before it on the OAuth pages of a reference PDS: it opens target,
 // signs in, decides, and returns the URL that leads back to the client, without following it.
 //
-// It calls what the pages of @atproto/oauth-provider 0.22 call, which nobody has promised to keep.
+// It calls what the pages of @atproto/oauth-provider 0.22 (of the previous generation: 0.15) call, which nobody has promised to keep.
 func (p *PDS) Authorize(ctx context.Context, target string, d Decision) (callback string, err error) {
 	b := &pdsBrowser{ctx: ctx, origin: p.URL, page: target, cookies: map[string]string{}, client: &http.Client{Timeout: time.Minute}}
 	header := map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
@@ -63,13 +63,16 @@ type pdsBrowser struct {
 
 func (b *pdsBrowser) consent(d Decision, out any) error {
 	var in struct {
-		Account        struct{ DID string }
+		Account        struct{ DID, Sub string } // sub at the PDS of the previous generation
 		EphemeralToken string
 	}
 	if err := b.call("sign-in", "", map[string]any{"locale": "en", "username": d.Account.Handle, "password": d.Account.Password}, &in); err != nil {
 		return err
 	}
 	consent := map[string]any{"did": in.Account.DID}
+	if in.Account.Sub != "" {
+		consent = map[string]any{"sub": in.Account.Sub}
+	}
 	if d.Scope != "" {
 		consent["scope"] = d.Scope
 	}

@@ -25,6 +25,7 @@ type PDS struct {
 	DID      string    // did:web:localhost%3APORT
 	PLCURL   string    // http://localhost:PORT
 	Accounts []Account // in the order of the handles given
+	Data     string    `json:"-"` // folder of its databases
 }
 
 // Account is a person at a PDS.
@@ -63,7 +64,13 @@ func StartReferencePDSWith(tb TB, n Neighbours, handles ...string) *PDS {
 // fragment, and answers such a question with a plain 500.
 func StartPreviousPDS(tb TB, handles ...string) *PDS {
 	tb.Helper()
-	return startPDS(tb, "previous", Neighbours{}, handles...)
+	return StartPreviousPDSWith(tb, Neighbours{}, handles...)
+}
+
+// StartPreviousPDSWith is StartPreviousPDS for a PDS with neighbours, which finds no Lexicons in a repo.
+func StartPreviousPDSWith(tb TB, n Neighbours, handles ...string) *PDS {
+	tb.Helper()
+	return startPDS(tb, "previous", n, handles...)
 }
 
 func startPDS(tb TB, project string, n Neighbours, handles ...string) *PDS {
@@ -120,6 +127,7 @@ func startPDS(tb TB, project string, n Neighbours, handles ...string) *PDS {
 	if err := json.Unmarshal(p.line(tb, stdout), &pds); err != nil {
 		tb.Fatalf("components: the reference PDS: %v", err)
 	}
+	pds.Data = settings.Data
 	return &pds
 }
 

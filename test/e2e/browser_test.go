@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/fetch"
+	cdpnetwork "github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 
 	"atcr.io/test/components"
@@ -121,4 +124,44 @@ func (b *browser) click(selector string) {
 	find := fmt.Sprintf("document.querySelector(%q)", selector)
 	b.until(selector, find)
 	run(b, "click "+selector, chromedp.Evaluate[bool]("("+find+".click(), true)"))
+}
+
+// alterRequests has the PDS's page say something else than it would: what its person cannot choose.
+func (b *browser) alterRequests(from, to string) {
+	b.t.Helper()
+	paused := chromedp.Events(b.ctx, fetch.RequestPaused)
+	enable := fetch.EnableParams{Patterns: []*fetch.RequestPattern{{URLPattern: "*/~api/*"}}}
+	if _, err := chromedp.Call(b.ctx, fetch.Enable, enable); err != nil {
+		b.t.Fatal(err)
+	}
+	go func() {
+		for e, err := range paused {
+			if err != nil {
+				return // the browser has ended
+			}
+			answer := fetch.ContinueRequestParams{RequestID: e.RequestID}
+			for _, entry := range e.Request.PostDataEntries {
+				answer.PostData = append(answer.PostData, bytes.ReplaceAll(entry.Bytes, []byte(from), []byte(to))...)
+			}
+			_, _ = chromedp.Call(b.ctx, fetch.ContinueRequest, answer) // where it fails the page does not go on
+		}
+	}()
+}
+
+// asksFor waits for what the browser asks for whose URL contains part, from now on.
+func (b *browser) asksFor(part string) func() string {
+	b.t.Helper()
+	sent := chromedp.Events(b.ctx, cdpnetwork.RequestWillBeSent)
+	return func() string {
+		b.t.Helper()
+		for e, err := range sent {
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			if strings.Contains(e.Request.URL, part) {
+				return e.Request.URL
+			}
+		}
+		return ""
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -108,7 +109,8 @@ func (w *wiretap) keep(secrets ...string) {
 	w.secrets = append(w.secrets, secrets...)
 }
 
-func startSignIns(t *testing.T) *signIns {
+// startSignIns starts them at a PDS that start starts.
+func startSignIns(t *testing.T, start func(components.TB, components.Neighbours, ...string) *components.PDS) *signIns {
 	t.Helper()
 	n := &signIns{network: &network{}, dir: t.TempDir(), wire: &wiretap{}}
 	n.front = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.handler.ServeHTTP(w, r) }))
@@ -116,7 +118,7 @@ func startSignIns(t *testing.T) *signIns {
 	n.registry = fmt.Sprintf("%s:%d", appviewName, n.front.Listener.Addr().(*net.TCPAddr).Port)
 	n.base = "https://" + n.registry
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: n.front.TLS.Certificates[0].Certificate[0]})
-	n.pds = components.StartReferencePDSWith(t, components.Neighbours{Names: []string{appviewName}, CA: ca}, "alice.test", "bob.test")
+	n.pds = start(t, components.Neighbours{Names: []string{appviewName}, CA: ca}, "alice.test", "bob.test")
 	n.network.pds = n.pds
 	n.alice, n.bob = n.pds.Accounts[0], n.pds.Accounts[1]
 	n.public, n.publicDID = n.startHold(t, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_OWNER="+n.bob.DID, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true")
@@ -254,7 +256,7 @@ func (n *signIns) works(t *testing.T, p *process, id string) {
 // and clock; and a push that needs more than was approved.
 func TestOAuth(t *testing.T) {
 	t.Parallel()
-	n := startSignIns(t)
+	n := startSignIns(t, components.StartReferencePDSWith)
 	p := n.process(t, 0)
 
 	n.refused(t, p)
@@ -301,6 +303,12 @@ func (n *signIns) refused(t *testing.T, p *process) {
 	}
 	started = n.begin(t, p, "")
 	query = n.decide(t, started, components.Decision{Account: n.alice})
+	n.expireCodes(t)
+	if _, err := p.FinishSignIn(t.Context(), query, started.Browser); !errors.Is(err, session.ErrSignInUnknown) {
+		t.Errorf("a code that has expired: %v", err)
+	}
+	started = n.begin(t, p, "")
+	query = n.decide(t, started, components.Decision{Account: n.alice})
 	done, err := p.FinishSignIn(t.Context(), query, started.Browser)
 	if err != nil {
 		t.Fatal(err)
@@ -310,6 +318,28 @@ func (n *signIns) refused(t *testing.T, p *process) {
 	}
 	if err := p.End(t.Context(), syntax.DID(n.alice.DID), done.Session.ID); err != nil {
 		t.Error(err)
+	}
+}
+
+// expireCodes makes the PDS believe that it gave its codes long ago.
+func (n *signIns) expireCodes(t *testing.T) {
+	t.Helper()
+	db, err := sqldb.Open(t.Context(), filepath.Join(n.pds.Data, "account.sqlite"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Write(t.Context(), func(tx *sql.Tx) error {
+		result, err := tx.ExecContext(t.Context(), `UPDATE authorization_request SET expiresAt = '2026-01-01T00:00:00.000Z' WHERE code IS NOT NULL`)
+		if err != nil {
+			return err
+		}
+		if rows, err := result.RowsAffected(); err != nil || rows == 0 {
+			return fmt.Errorf("%d codes were there: %w", rows, err)
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -7,6 +7,21 @@ import (
 	"atcr.io/test/components"
 )
 
+// Would catch a sign-in by OAuth, as a public or a confidential client, that only the newest PDS understands.
+func TestOAuthAtPreviousPDS(t *testing.T) {
+	t.Parallel()
+	n := startSignIns(t, components.StartPreviousPDSWith)
+	p := n.process(t, 0)
+	id := n.signIn(t, p).Session.ID
+	n.works(t, p, id)
+	n.pushes(t, p)
+	n.nonces(t, p, id)
+	n.clocks(t, id)
+	n.refreshes(t, id)
+	n.ends(t, p, id)
+	canWrite(t, loopback(t, ""), n.pds, n.bob, "repo:io.atcr.manifest")
+}
+
 // Would catch an AppView or a hold that speaks to the newest PDS alone: one of the previous generation signs no
 // audience with a fragment, so tokens for a hold are for its bare DID.
 func TestPreviousPDS(t *testing.T) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -134,6 +135,53 @@ func (b *browser) signInAtPDS(password string) {
 	b.press("Authorize", "Accept", "Allow")
 }
 
+// testRefusedSignIns are sign-ins that come to nothing, on the PDS's own pages, each in a browser of its own. That
+// nonces change under way and that a code expires is between servers; that somebody else than asked for signs in the
+// page does not allow: TestOAuth. Nor does it let people take out permissions, but that of the e-mail address, which is
+// not asked for: what it sends is altered.
+func testRefusedSignIns(t *testing.T, n *network) {
+	t.Helper()
+	begin := func() *browser {
+		t.Helper()
+		b := newBrowser(t)
+		b.open("http://" + n.registry + "/login")
+		b.fill("#who", n.alice.Handle)
+		b.press("Go on at my server")
+		return b
+	}
+	ends := func(b *browser, shown string) {
+		t.Helper()
+		b.shows(shown)
+		b.open("http://" + n.registry + "/settings")
+		b.shows("Your handle")
+	}
+
+	b := begin()
+	b.fill(`input[type="password"]`, n.alice.Password)
+	b.press("Sign in")
+	b.press("Deny access")
+	ends(b, "You said no")
+
+	b = begin()
+	b.alterRequests("repo:io.atcr.tag ", "")
+	b.signInAtPDS(n.alice.Password)
+	ends(b, "nothing can be pushed here: repo:io.atcr.tag.")
+
+	// Approved, and used twice.
+	b = begin()
+	asked := b.asksFor("/oauth/callback?")
+	b.signInAtPDS(n.alice.Password)
+	b.shows("Where your images are stored")
+	callback := asked()
+	b.open(callback)
+	b.shows("This sign-in is over")
+	other := newBrowser(t)
+	other.open(callback)
+	ends(other, "This sign-in is over")
+	b.open("http://" + n.registry + "/settings")
+	b.press("Sign out") // it was signed out by nothing of this
+}
+
 // Would catch anything between a person's prompt and their image that only our own code can talk to: the PDS with
 // its own pages, the browser, docker and crane are unmodified, and no password is on the machine.
 func TestSignIn(t *testing.T) {
@@ -229,12 +277,14 @@ func TestSignIn(t *testing.T) {
 		t.Errorf("doctor of what is not there: %v\n%s", err, out)
 	}
 
-	testChosenHold(t, n, m, b, image, crane)
-	noSecrets(t, n, m, testRevoked(t, n, m, b))
+	testRefusedSignIns(t, n)
+	other := testChosenHold(t, n, m, b, image, crane)
+	testEndedSession(t, n, m, b)
+	noSecrets(t, n, testRevoked(t, n, m, b), other)
 }
 
 // testChosenHold adds alice to bob's hold, chooses it in the settings, and pushes.
-func testChosenHold(t *testing.T, n *network, m *machine, b *browser, image testImage, crane string) {
+func testChosenHold(t *testing.T, n *network, m *machine, b *browser, image testImage, crane string) *daemon {
 	t.Helper()
 	other, did := n.startHold(t, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_OWNER="+n.alice.DID)
 	for _, refused := range []string{n.privateDID, n.alice.DID, "http://localhost:1"} {
@@ -271,6 +321,7 @@ func testChosenHold(t *testing.T, n *network, m *machine, b *browser, image test
 	if out := m.must("hold", "use", "default"); !strings.Contains(out, n.publicDID) {
 		t.Errorf("hold use default: %s", out)
 	}
+	return other
 }
 
 // testPipeline does what docs/ci.md says for a machine with neither keychain nor browser: with an access token,
@@ -294,49 +345,99 @@ func testPipeline(t *testing.T, n *network, token string) {
 	}
 }
 
-// testRevoked revokes a device and a token in the settings, and signs the browser out.
-func testRevoked(t *testing.T, n *network, m *machine, b *browser) (token string) {
+// exchange shows a secret of alice's for a registry token.
+func (n *network) exchange(t *testing.T, secret, scope string) (int, string) {
 	t.Helper()
-	exchange := func(user, secret, scope string) (int, string) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.registry+"/auth/token?scope="+url.QueryEscape(scope), nil)
+	basic := base64.StdEncoding.EncodeToString([]byte("alice.test:" + secret))
+	return get(t, "http://"+n.registry+"/auth/token?scope="+url.QueryEscape(scope), "Authorization", "Basic "+basic)
+}
+
+// device is the secret of the machine.
+func (m *machine) device(n *network) string {
+	m.t.Helper()
+	out, _, err := m.run(n.registry, "get")
+	var device struct{ Secret string }
+	if err != nil || json.Unmarshal([]byte(out), &device) != nil || !strings.HasPrefix(device.Secret, "atcrd_") {
+		m.t.Fatalf("get: %v %q", err, out)
+	}
+	return device.Secret
+}
+
+// testEndedSession ends the sign-in at the PDS in the settings, by which the device acts, and signs in again.
+func testEndedSession(t *testing.T, n *network, m *machine, b *browser) {
+	t.Helper()
+	const scope = "repository:alice.test/signed/ended:pull,push"
+	device := m.device(n)
+	upload := func(registryToken string) int {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+n.registry+"/v2/alice.test/signed/ended/blobs/uploads/", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.SetBasicAuth(user, secret)
+		req.Header.Set("Authorization", "Bearer "+registryToken)
 		res, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := io.ReadAll(res.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
 		_ = res.Body.Close()
-		return res.StatusCode, string(raw)
+		return res.StatusCode
 	}
+	var before struct{ Token string }
+	if _, body := n.exchange(t, device, scope); json.Unmarshal([]byte(body), &before) != nil || upload(before.Token) != http.StatusAccepted {
+		t.Fatalf("before: %s", body)
+	}
+	b.open("http://" + n.registry + "/settings")
+	b.click(`[aria-label="Revoke approved in a browser"]`)
+	b.shows("Your handle") // the browser is signed out with it
+	if status, body := n.exchange(t, device, scope); status != http.StatusUnauthorized || !strings.Contains(body, "/settings") {
+		t.Errorf("the device, without the sign-in that it acts with: %d %s", status, body)
+	}
+	if status := upload(before.Token); status != http.StatusUnauthorized {
+		t.Errorf("a registry token of before: %d", status)
+	}
+	if out := m.must("status"); !strings.Contains(out, "NOT VALID (your sign-in at your PDS has ended") {
+		t.Errorf("status: %s", out)
+	}
+	b.fill("#who", n.alice.Handle)
+	b.press("Go on at my server")
+	b.signInAtPDS(n.alice.Password)
+	b.shows("Where your images are stored")
+	if status, body := n.exchange(t, device, scope); status != http.StatusOK || !strings.Contains(body, scope) {
+		t.Errorf("the device, after signing in again: %d %s", status, body)
+	}
+}
+
+// testRevoked revokes a device and a token in the settings, and signs the browser out. It returns their secrets.
+func testRevoked(t *testing.T, n *network, m *machine, b *browser) []string {
+	t.Helper()
 	// An access token that may pull from one repository.
 	b.open("http://" + n.registry + "/settings")
 	b.fill("#name", "CI")
 	b.fill("#repositories", "signed/crane")
 	b.press("Make the token")
 	b.shows("shown this once")
-	token = regexp.MustCompile(`atcrt_[A-Z2-7]+`).FindString(b.text())
+	token := regexp.MustCompile(`atcrt_[A-Z2-7]+`).FindString(b.text())
 	testPipeline(t, n, token)
-	if status, body := exchange("alice.test", token, "repository:alice.test/signed/crane:pull,push"); status != http.StatusOK || !strings.Contains(body, `"scope":"repository:alice.test/signed/crane:pull"`) {
+	if status, body := n.exchange(t, token, "repository:alice.test/signed/crane:pull,push"); status != http.StatusOK || !strings.Contains(body, `"scope":"repository:alice.test/signed/crane:pull"`) {
 		t.Errorf("the access token: %d %s", status, body)
 	}
-	out, _, err := m.run(n.registry, "get")
-	var device struct{ Username, Secret string }
-	if err != nil || json.Unmarshal([]byte(out), &device) != nil || !strings.HasPrefix(device.Secret, "atcrd_") {
-		t.Fatalf("get: %v %q", err, out)
+	// Signed in once more, the machine has another secret; the first one is revoked by that.
+	replaced := m.device(n)
+	x := m.terminal("login", n.registry, "--name", "alice's laptop")
+	b.open(x.says(t, `http://\S+/device\?user_code=[A-Z-]+`))
+	b.press("Approve")
+	x.wait(t, 0)
+	secrets := []string{token, m.device(n), replaced}
+	if status, _ := n.exchange(t, replaced, ""); status != http.StatusUnauthorized || secrets[1] == replaced {
+		t.Errorf("the secret that was replaced is answered with %d", status)
 	}
 	for _, label := range []string{"Revoke CI", "Revoke alice's laptop"} {
 		b.open("http://" + n.registry + "/settings")
 		b.click(`[aria-label="` + label + `"]`)
 		b.shows("It is revoked")
 	}
-	for _, secret := range []string{token, device.Secret} {
-		if status, _ := exchange("alice.test", secret, ""); status != http.StatusUnauthorized {
+	for _, secret := range secrets {
+		if status, _ := n.exchange(t, secret, ""); status != http.StatusUnauthorized {
 			t.Errorf("a revoked secret is answered with %d", status)
 		}
 	}
@@ -347,22 +448,14 @@ func testRevoked(t *testing.T, n *network, m *machine, b *browser) (token string
 	b.until("the first page", `location.pathname === "/" && document.readyState === "complete"`)
 	b.open("http://" + n.registry + "/settings")
 	b.shows("Your handle")
-	return token
+	return secrets
 }
 
 // noSecrets searches all that the daemons logged.
-func noSecrets(t *testing.T, n *network, m *machine, token string) {
+func noSecrets(t *testing.T, n *network, secrets []string, other *daemon) {
 	t.Helper()
-	secrets := []string{n.alice.Password, n.alice.AppPassword, token}
-	raw, err := os.ReadFile(filepath.Join(m.dir, "atcr", "secrets.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	secrets = append(secrets, regexp.MustCompile(`atcrd_[A-Z2-7]+`).FindAllString(string(raw), -1)...)
-	if len(secrets) < 4 {
-		t.Fatalf("%d secrets to search for", len(secrets))
-	}
-	for _, d := range []*daemon{n.appview, n.public, n.private} {
+	secrets = append(secrets, n.alice.Password, n.alice.AppPassword, n.bob.Password, n.bob.AppPassword)
+	for _, d := range []*daemon{n.appview, n.public, n.private, other} {
 		log := d.output.String()
 		if len(log) == 0 {
 			t.Errorf("%s logs nothing", d.name)
