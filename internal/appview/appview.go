@@ -224,7 +224,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	device := &deviceServer{
 		directory: directory, credentials: a.credentials, sessions: sessions, address: address, caller: caller, baseURL: c.BaseURL, blocked: blocked.person,
-		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, owners: people, clock: now},
+		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, owners: people, crew: a.view.index.HoldsOf, clock: now},
 	}
 	site, err := a.newPages(&pages{
 		directory: directory, sessions: sessions, credentials: a.credentials, choice: device.choice, welcome: greeter.welcome,

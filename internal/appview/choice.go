@@ -34,6 +34,7 @@ type chooser struct {
 	sessions caller
 	upstream xrpc.Upstream
 	owners   owners
+	crew     func(ctx context.Context, member syntax.DID, limit int) ([]syntax.DID, error) // of whose crew the index says a person is
 	clock    clock
 }
 
@@ -198,14 +199,15 @@ func (c *chooser) write(ctx context.Context, s session.Session, value string) er
 	}
 }
 
-// known are the holds that a person may want: the default, theirs, those that their images are in, where
-// they are owner or crew or everybody may write. Holds that do not answer are left out.
+// known are the holds that a person may want: the default, theirs, those that their images are in and those of whose
+// crew the index says they are, where they may write. Holds that do not answer are left out.
 func (c *chooser) known(ctx context.Context, s session.Session) []holdReport {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	candidates := []syntax.DID{c.holds.byDefault}
-	if did, _, err := c.chosen(ctx, s.DID); err == nil {
-		candidates = append(candidates, did)
+	chosen, _, err := c.chosen(ctx, s.DID)
+	if err == nil {
+		candidates = append(candidates, chosen)
 	}
 	if of, err := c.owners.find(ctx, s.DID.String()); err == nil {
 		_ = listRecords(ctx, c.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool { // a PDS that fails adds none
@@ -215,8 +217,15 @@ func (c *chooser) known(ctx context.Context, s session.Session) []holdReport {
 			return true
 		})
 	}
-	slices.Sort(candidates)
-	candidates = slices.Compact(candidates)
+	if crew, err := c.crew(ctx, s.DID, maxKnownHolds); err == nil { // an index that fails adds none
+		candidates = append(candidates, crew...) // last: strangers may write that too
+	}
+	seen := map[syntax.DID]bool{}
+	candidates = slices.DeleteFunc(candidates, func(did syntax.DID) bool {
+		known := seen[did]
+		seen[did] = true
+		return known
+	})
 	reports := make([]holdReport, min(len(candidates), maxKnownHolds))
 	g := errgroup.Group{}
 	g.SetLimit(4)
@@ -230,7 +239,7 @@ func (c *chooser) known(ctx context.Context, s session.Session) []holdReport {
 			if !write {
 				return nil
 			}
-			reports[i] = holdReport{DID: at.DID, URL: at.URL, OthersRead: at.Public, Role: role, Default: at.DID == c.holds.byDefault, MayWrite: true}
+			reports[i] = holdReport{DID: at.DID, URL: at.URL, OthersRead: at.Public, Role: role, Default: at.DID == c.holds.byDefault, Chosen: at.DID == chosen, MayWrite: true}
 			return nil
 		})
 	}

@@ -1,16 +1,53 @@
 package appview
 
 import (
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
 
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
 	"atcr.io/api/atcr"
 	holdserver "atcr.io/internal/hold"
+	"atcr.io/internal/index"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/xrpc"
 )
+
+// Would catch a hold of which somebody is crew and that is not offered to them, though the firehose told of it; and
+// what is offered because a stranger says that they are.
+func TestKnownHoldsOfCrew(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.browser()
+	alice.signInAs(n.alice)
+	offered := func() string {
+		t.Helper()
+		return alice.send(http.MethodGet, "/settings").body
+	}
+	if body := offered(); strings.Contains(body, n.private.did) {
+		t.Errorf("before: %s", body)
+	}
+	n.private.restart(t, func(c *holdserver.Config) {
+		err := holdserver.Command(t.Context(), *c, slog.New(slog.DiscardHandler), "crew set",
+			map[string]string{"member": n.alice.DID, "permissions": "blob:read,blob:write"}, func(holdserver.Line) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	record := []byte(`{"$type":"io.atcr.hold.crew","member":"` + n.alice.DID + `","role":"write","permissions":["blob:write"],"addedAt":"2026-01-01T00:00:00Z"}`)
+	for _, hold := range []string{n.private.did, n.bob.DID, "did:web:nothing.example"} {
+		commit := index.Commit{DID: syntax.DID(hold), Changes: []index.Change{{Collection: atcr.HoldCrewNSID, Rkey: "a", CID: "x", Value: record}}}
+		if err := n.app.Load().view.index.Write(t.Context(), []index.Commit{commit}, index.Cursor{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if body := offered(); !strings.Contains(body, n.private.did) || strings.Contains(body, n.bob.DID) || strings.Contains(body, "nothing.example") {
+		t.Errorf("after: %s", body)
+	}
+}
 
 // Would catch a hold that became private and is still asked as nobody, which refuses people who may read there; and
 // one that became public of which nobody knows after a minute.

@@ -265,6 +265,7 @@ func TestBadRecords(t *testing.T) {
 			},
 			atcr.SailorStarNSID: {`{}`, `{"subject":"at://not a did/io.atcr.repo.page/x"}`, `{"subject":{"did":"alice","repository":"app"}}`, `{"subject":7}`},
 			atcr.RepoPageNSID:   {`{}`, `{"repository":"../etc"}`},
+			atcr.HoldCrewNSID:   {`{}`, `{"member":"alice"}`, `{"member":7}`},
 			atcr.HoldStatsNSID:  {`{}`, `{"ownerDid":"` + alice.String() + `","repository":"app","pullCount":-1,"pushCount":0}`},
 		}
 		n := 0
@@ -333,7 +334,15 @@ func TestReadModels(t *testing.T) {
 			change(atcr.SailorStarNSID, "a", []byte(`{"subject":{"did":"`+alice.String()+`","repository":"team/app"},"createdAt":"2026-11-01T00:00:00Z"}`)),
 			change(atcr.SailorStarNSID, "b", []byte(`{"subject":"at://`+alice.String()+`/io.atcr.repo.page/team~app","createdAt":"2026-11-01T00:00:00Z"}`)),
 			change(atcr.HoldStatsNSID, "c", record(t, atcr.HoldStats{OwnerDid: alice.String(), Repository: "team/app", PullCount: 1_000_000})))
-		w.write(hold, rev(1), change(atcr.HoldStatsNSID, "c", record(t, atcr.HoldStats{OwnerDid: alice.String(), Repository: "team/app", PullCount: 42, PushCount: 3})))
+		w.write(hold, rev(1), change(atcr.HoldStatsNSID, "c", record(t, atcr.HoldStats{OwnerDid: alice.String(), Repository: "team/app", PullCount: 42, PushCount: 3})),
+			change(atcr.HoldCrewNSID, "c", record(t, atcr.HoldCrew{Member: alice.String()})), change(atcr.HoldCrewNSID, "d", record(t, atcr.HoldCrew{Member: alice.String()})))
+		if holds, err := w.HoldsOf(ctx, alice, 10); err != nil || !slices.Equal(holds, []syntax.DID{hold}) {
+			t.Errorf("alice's holds: %v, %v", holds, err)
+		}
+		w.write(hold, rev(2), change(atcr.HoldCrewNSID, "c", nil), change(atcr.HoldCrewNSID, "d", record(t, atcr.HoldCrew{Member: bob.String()})))
+		if holds, err := w.HoldsOf(ctx, alice, 10); err != nil || len(holds) != 0 {
+			t.Errorf("alice's holds when she has left: %v, %v", holds, err)
+		}
 
 		repositories, err := w.RepositoriesOf(ctx, alice, "", 10)
 		w.must(err)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -167,6 +168,24 @@ func (x *Index) manifests(ctx context.Context, where string, args ...any) ([]*Ma
 			room -= len(k) + len(v)
 		}
 		out = append(out, m)
+	}
+	return out, rows.Err()
+}
+
+// HoldsOf are repos that say of a person that they are of its crew. Anybody may write that of anybody: whether it is
+// a hold, and lets them, it is asked.
+func (x *Index) HoldsOf(ctx context.Context, member syntax.DID, limit int) (out []syntax.DID, err error) {
+	rows, err := x.db.Reader().QueryContext(ctx, `SELECT DISTINCT did FROM index_crew WHERE member = ? ORDER BY did LIMIT ?`, member.String(), limit)
+	if err != nil {
+		return nil, fmt.Errorf("read the index: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var did syntax.DID
+		if err := rows.Scan(&did); err != nil {
+			return nil, fmt.Errorf("read the index: %w", err)
+		}
+		out = append(out, did)
 	}
 	return out, rows.Err()
 }

@@ -333,3 +333,15 @@ func parseCount(value []byte, now time.Time) (*countRow, error) {
 	}
 	return &countRow{s.OwnerDid, s.Repository, s.PullCount, s.PushCount, when(s.LastPull, now), when(s.LastPush, now)}, nil
 }
+
+// parseCrew is whom a record of a hold's crew is about. What they may is the hold's to say, when it is asked.
+func parseCrew(value []byte) (member string, err error) {
+	var c atcr.HoldCrew
+	if err := json.Unmarshal(value, &c); err != nil {
+		return "", bad("%v", err)
+	}
+	if _, err := syntax.ParseDID(c.Member); err != nil {
+		return "", bad("member: %v", err)
+	}
+	return c.Member, nil
+}

@@ -211,7 +211,7 @@ func (x *Index) SetStatus(ctx context.Context, did syntax.DID, status string) er
 }
 
 func (w *writer) purge() error {
-	for _, t := range []string{"index_manifest", "index_blob", "index_child", "index_tag", "index_star", "index_page", "index_profile", "index_count", "index_repository", "index_word", "index_owner_word", "index_gone"} {
+	for _, t := range []string{"index_manifest", "index_blob", "index_child", "index_tag", "index_star", "index_page", "index_profile", "index_count", "index_crew", "index_repository", "index_word", "index_owner_word", "index_gone"} {
 		if err := w.exec(`DELETE FROM `+t+` WHERE did = ?`, w.did.String()); err != nil {
 			return err
 		}

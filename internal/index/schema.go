@@ -81,4 +81,11 @@ CREATE INDEX index_word_repository ON index_word (did, repository, word);
 CREATE TABLE index_cursor (source TEXT PRIMARY KEY, cursor INTEGER NOT NULL, updated_at INTEGER NOT NULL) STRICT;
 CREATE TABLE index_content (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, used_at INTEGER NOT NULL, data BLOB NOT NULL) STRICT;
 CREATE INDEX index_content_used ON index_content (used_at);
+`, `
+CREATE TABLE index_crew (
+	did TEXT NOT NULL, rkey TEXT NOT NULL, rev TEXT NOT NULL, cid TEXT NOT NULL, member TEXT NOT NULL,
+	PRIMARY KEY (did, rkey)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX index_crew_member ON index_crew (member, did);
+UPDATE index_repo SET complete = 0, due_at = 0 WHERE did IN (SELECT did FROM index_count);
 `}

@@ -198,6 +198,7 @@ var tables = map[string]table{
 	atcr.SailorStarNSID:    {"index_star", "repository", "''", false, saveStar, nil},
 	atcr.SailorProfileNSID: {"index_profile", "''", "''", false, saveProfile, nil},
 	atcr.HoldStatsNSID:     {"index_count", "repository", "''", false, saveCount, nil},
+	atcr.HoldCrewNSID:      {"index_crew", "''", "''", false, saveCrew, nil},
 }
 
 // Collections are those that are kept, in lexical order.
@@ -413,4 +414,13 @@ func saveCount(w *writer, c *Change) error {
 		ON CONFLICT (did, rkey) DO UPDATE SET rev = excluded.rev, cid = excluded.cid, owner = excluded.owner, repository = excluded.repository,
 		pulls = excluded.pulls, pushes = excluded.pushes, last_pull = excluded.last_pull, last_push = excluded.last_push`,
 		w.did.String(), c.Rkey, w.rev, c.CID, s.owner, s.repository, s.pulls, s.pushes, s.lastPull, s.lastPushed)
+}
+
+func saveCrew(w *writer, c *Change) error {
+	member, err := parseCrew(c.Value)
+	if err != nil {
+		return err
+	}
+	return w.exec(`INSERT INTO index_crew (did, rkey, rev, cid, member) VALUES (?,?,?,?,?)
+		ON CONFLICT (did, rkey) DO UPDATE SET rev = excluded.rev, cid = excluded.cid, member = excluded.member`, w.did.String(), c.Rkey, w.rev, c.CID, member)
 }
