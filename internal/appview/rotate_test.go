@@ -66,3 +66,46 @@ func TestSecretIsReplaced(t *testing.T) {
 		}
 	}
 }
+
+// Would catch a lost secret that takes more with it than what it made: people sign in again, and what was under way
+// begins anew, each told so.
+func TestSecretIsLost(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	b, another := n.browser(), n.browser()
+	b.signInAs(n.alice)
+	device := n.device(n.alice)
+	_, code := n.form("/auth/device/code", "", "client_id", "test", "device_name", "laptop", "platform", "linux/amd64")
+	callback := another.callback(n.alice.Handle, "/settings", decision(n.alice))
+	pushed := n.as(n.alice, "alice.test/app")
+	pushed.push("alice.test/app", newImage("before"), "1.0")
+	if err := os.Remove(n.config.SecretKeyFile); err != nil {
+		t.Fatal(err)
+	}
+	n.restart() // with a new one
+
+	if got := b.send(http.MethodGet, "/settings"); got.status != http.StatusSeeOther || got.header.Get("Location") != "/login?back=%2Fsettings" {
+		t.Errorf("the browser: %d %s", got.status, got.body)
+	}
+	if got := another.send(http.MethodGet, callback); got.status != http.StatusBadRequest || !strings.Contains(got.body, "Begin again") {
+		t.Errorf("the sign-in under way: %d %s", got.status, got.body)
+	}
+	deviceCode, _ := code["device_code"].(string)
+	if got, out := n.form("/auth/device/token", "", "grant_type", grantDeviceCode, "device_code", deviceCode); got.status != http.StatusBadRequest || out["error"] != "invalid_grant" {
+		t.Errorf("the device under way: %d %v", got.status, out)
+	}
+	if got := n.shown("alice.test", device, ""); got.status != http.StatusUnauthorized || !strings.Contains(got.body, "sign in again") {
+		t.Errorf("the device: %d %s", got.status, got.body)
+	}
+	if got := pushed.do(http.MethodGet, "/v2/", nil); got.status != http.StatusUnauthorized {
+		t.Errorf("a registry token: %d", got.status)
+	}
+	b.signInAs(n.alice)
+	n.as(n.alice, "alice.test/app").push("alice.test/app", newImage("after"), "2.0")
+	if got := n.shown("alice.test", n.device(n.alice), ""); got.status != http.StatusOK {
+		t.Errorf("a new device: %d %s", got.status, got.body)
+	}
+	if got := b.send(http.MethodGet, "/settings"); got.status != http.StatusOK {
+		t.Errorf("the settings: %d %s", got.status, got.body)
+	}
+}
