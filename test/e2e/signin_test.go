@@ -279,6 +279,7 @@ func TestSignIn(t *testing.T) {
 
 	testRefusedSignIns(t, n)
 	other := testChosenHold(t, n, m, b, image, crane)
+	testBuildKit(t, n, m, d)
 	testEndedSession(t, n, m, b)
 	noSecrets(t, n, testRevoked(t, n, m, b), other)
 }
@@ -322,6 +323,33 @@ func testChosenHold(t *testing.T, n *network, m *machine, b *browser, image test
 		t.Errorf("hold use default: %s", out)
 	}
 	return other
+}
+
+// testBuildKit builds on an image that alice's hold gives to her alone, and pushes what was built: BuildKit, which is
+// what buildx drives, asks the client for the helper's answer.
+func testBuildKit(t *testing.T, n *network, m *machine, d *components.Dockerd) {
+	t.Helper()
+	dir, built := t.TempDir(), n.registry+"/alice.test/signed/built:1.0"
+	dockerfile := "FROM " + n.registry + "/alice.test/signed/elsewhere:1.0\nCOPY Dockerfile /\n"
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	docker := func(config string, args ...string) (string, error) {
+		// Debian's client has BuildKit built in; a newer one before it on the PATH would need buildx.
+		cmd := exec.CommandContext(t.Context(), "/usr/bin/docker", args...)
+		cmd.Env = append(os.Environ(), m.env...)
+		cmd.Env = append(cmd.Env, "DOCKER_HOST="+d.Host, "DOCKER_CONFIG="+config, "DOCKER_BUILDKIT=1")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := docker(t.TempDir(), "build", "--pull", dir); err == nil || !strings.Contains(out, "elsewhere") {
+		t.Errorf("nobody builds on it: %v\n%s", err, out)
+	}
+	for _, args := range [][]string{{"build", "--pull", "-t", built, dir}, {"push", built}} {
+		if out, err := docker(d.Config, args...); err != nil || args[0] == "build" && !strings.Contains(out, "exporting layers") {
+			t.Fatalf("docker %v: %v\n%s", args, err, out)
+		}
+	}
 }
 
 // testPipeline does what docs/ci.md says for a machine with neither keychain nor browser: with an access token,
