@@ -58,6 +58,11 @@ func (a Account) username() string {
 	return a.DID
 }
 
+// appPassword tells whether secret is one, which the PDS knows and the registry does not.
+func (a Account) appPassword(secret string) bool {
+	return a.Kind == kindPassword && !strings.HasPrefix(secret, "atcr")
+}
+
 // is tells whether owner, the first part of an image's name or what somebody typed, means this account.
 func (a Account) is(owner string) bool {
 	owner = strings.TrimPrefix(owner, "@")

@@ -47,7 +47,7 @@ func (p *person) must(args ...string) string {
 func TestCommands(t *testing.T) {
 	p := newPerson(t)
 	r := newRegistry(t, "")
-	for _, args := range [][]string{{"login"}, {"login", "not a host"}, {"logout"}, {"logout", r.host}, {"switch", "alice.test"}, {"hold", "show"}, {"configure-docker"}, {"nonsense"}, {"hold", "nonsense"}, {"doctor", "app"}, {"doctor", "h/UPPER!/x"}} {
+	for _, args := range [][]string{{"login"}, {"login", "not a host"}, {"logout"}, {"logout", r.host}, {"switch", "alice.test"}, {"hold", "show"}, {"configure-docker"}, {"nonsense"}, {"hold", "nonsense"}, {"doctor", "app"}, {"doctor", "alice.test/app"}, {"doctor", "h/UPPER!/x"}} {
 		if out, errs, code := p.types("", args...); code == 0 || errs == "" || out != "" {
 			t.Errorf("%v: %d %q %q", args, code, out, errs)
 		}
@@ -60,6 +60,9 @@ func TestCommands(t *testing.T) {
 	}
 	if out, _, code := p.types(`{"ServerURL":"`+r.host+`","Username":"bob.test","Secret":"app-password"}`, "store"); code != 0 {
 		t.Fatalf("store: %d %s", code, out)
+	}
+	if out, errs, code := p.types("", "hold", "show"); code == 0 || out != "" || !strings.Contains(errs, "an app password") || !strings.Contains(errs, "login "+r.host) {
+		t.Errorf("hold show with an app password: %d %q %q", code, out, errs)
 	}
 	var all []accountStatus
 	if err := json.Unmarshal([]byte(p.must("status", "--offline", "--json")), &all); err != nil || len(all) != 2 || all[0].Handle != "bob.test" || !all[0].Current {

@@ -68,7 +68,7 @@ func (h *Helper) newDoctor(image, plc, handles string, tell func(finding)) (*doc
 	}
 	d := &doctor{helper: h, tell: tell, registry: strings.ToLower(registry), private: strings.HasPrefix(baseURL(registry), "http://")}
 	var err error
-	if !ok {
+	if !ok || !strings.Contains(rest, "/") {
 		return nil, errors.New("name the image whole: HOST/OWNER/REPOSITORY:TAG")
 	}
 	if d.name, err = oci.ParseName(rest); err == nil {

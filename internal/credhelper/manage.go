@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -124,7 +123,7 @@ func (h *Helper) status(ctx context.Context, s *state, a Account, offline bool) 
 		return st
 	case offline:
 		return st
-	case a.Kind == kindPassword && !strings.HasPrefix(secret, "atcr"):
+	case a.appPassword(secret):
 		st.Note = "an app password, which only a push or pull tries"
 		return st
 	}
@@ -216,8 +215,13 @@ func (p *Program) holdCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if a.appPassword(secret) {
+				return fmt.Errorf("%s is signed in with an app password, which is for pushes and pulls alone; to sign in this machine, type: docker-credential-atcr login %s", a.username(), at)
+			}
 			reports, err := f(c.Context(), h, at, secret)
 			switch {
+			case errors.Is(err, errSignedOut):
+				return fmt.Errorf("%w; to sign in again, type: docker-credential-atcr login %s", err, at)
 			case err != nil:
 				return err
 			case asJSON:
