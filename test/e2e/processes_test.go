@@ -1,9 +1,15 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
@@ -12,9 +18,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"atcr.io/internal/sqldb/postgres"
 	"atcr.io/test/components"
 )
 
@@ -37,21 +45,134 @@ func turns(t *testing.T, targets ...string) *httptest.Server {
 	return s
 }
 
+// startTwo starts two processes of an AppView on one database, behind a front that takes turns.
+func startTwo(t *testing.T, n *network, database string) (front *httptest.Server, both []*daemon) {
+	t.Helper()
+	secret := filepath.Join(t.TempDir(), "secret.key")
+	addresses := []string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	front = turns(t, "http://"+addresses[0], "http://"+addresses[1])
+	for _, address := range addresses {
+		both = append(both, startDaemon(t, binaries.appview, "http://"+address, "/v2/",
+			"ATCR_HTTP_ADDR="+address, "ATCR_DEBUG_ADDR=", "ATCR_BASE_URL="+front.URL, "ATCR_DEFAULT_HOLD_DID="+n.publicDID,
+			"ATCR_DATABASE_URL="+database, "ATCR_DATABASE_DIR="+t.TempDir(), "ATCR_SECRET_KEY_FILE="+secret, "ATCR_PLC_URL="+n.pds.PLCURL,
+			"ATCR_HANDLE_RESOLVER_URL="+n.pds.URL, "ATCR_LOG_LEVEL=debug", "TEST_MODE=true"))
+	}
+	return front, both
+}
+
+// Would catch two processes that both use one refresh token, which ends the session at the PDS: 20 requests at once
+// over a session whose access has run out, in two processes that know nothing of each other but the database.
+func TestRefreshInTwoProcesses(t *testing.T) {
+	t.Parallel()
+	n := startNetwork(t, "filesystem") // its own AppView is another operator's
+	database := components.StartPostgres(t).CreateDatabase(t)
+	front, both := startTwo(t, n, database)
+	device := n.approvedDevice(t, front.URL)
+	db, err := postgres.Open(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	session := func() (id string, tokens []byte, expires int64) {
+		t.Helper()
+		row := db.Reader().QueryRowContext(t.Context(), `SELECT id, tokens, expires_at FROM session WHERE did = ? AND issuer <> ''`, n.alice.DID)
+		if err := row.Scan(&id, &tokens, &expires); err != nil {
+			t.Fatal(err)
+		}
+		return id, tokens, expires
+	}
+	id, tokens, _ := session()
+	for round := range 3 {
+		for _, d := range both { // what they have in memory goes
+			d.kill(syscall.SIGTERM)
+		}
+		err := db.Write(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.ExecContext(t.Context(), `UPDATE session SET expires_at = 1 WHERE id = ?`, id)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range both {
+			d.start(t, "/v2/")
+		}
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() { // each asks the hold in alice's name
+				if status, body := get(t, both[i%2].url+"/auth/hold", "Authorization", "Bearer "+device); status != http.StatusOK || !strings.Contains(body, `"mayWrite":true`) {
+					t.Errorf("round %d: %d %s", round, status, body)
+				}
+			})
+		}
+		wg.Wait()
+		now, renewed, expires := session()
+		if now != id || bytes.Equal(renewed, tokens) || time.Unix(expires, 0).Before(time.Now()) {
+			t.Errorf("round %d: the session %s, which was %s, is good until %d; renewed: %v", round, now, id, expires, !bytes.Equal(renewed, tokens))
+		}
+		tokens = renewed
+	}
+}
+
+// approvedDevice signs alice in at an AppView, as a browser does, approves a device there, and returns its secret.
+func (n *network) approvedDevice(t *testing.T, at string) string {
+	t.Helper()
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Jar: jar, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	post := func(path string, form url.Values) (*http.Response, []byte) {
+		t.Helper()
+		res, err := client.PostForm(at+path, form) //nolint:noctx // loopback
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := io.ReadAll(res.Body)
+		if err := errors.Join(err, res.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return res, raw
+	}
+	res, _ := post("/login", url.Values{"who": {n.alice.Handle}})
+	callback, err := n.pds.Authorize(t.Context(), res.Header.Get("Location"), components.Decision{Account: n.alice})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res, err = client.Get(callback); err != nil || res.StatusCode != http.StatusSeeOther { //nolint:noctx // loopback
+		t.Fatalf("the callback: %v, %v", res, err)
+	}
+	_ = res.Body.Close()
+	_, raw := post("/auth/device/code", url.Values{"client_id": {"e2e"}, "device_name": {"laptop"}})
+	var code struct {
+		Device string `json:"device_code"`
+		User   string `json:"user_code"`
+	}
+	if err := json.Unmarshal(raw, &code); err != nil {
+		t.Fatal(err)
+	}
+	post("/device", url.Values{"user_code": {code.User}, "decision": {"approve"}})
+	_, raw = post("/auth/device/token", url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:device_code"}, "device_code": {code.Device}})
+	var token struct {
+		Secret string `json:"access_token"`
+	}
+	if err := json.Unmarshal(raw, &token); err != nil || token.Secret == "" {
+		t.Fatalf("the device: %s, %v", raw, err)
+	}
+	return token.Secret
+}
+
 // Would catch what one process of an AppView knows and the other does not: signed in here, an upload begun there, a
 // tag moved through one and pulled through the other at once.
 func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
 	n := startNetwork(t, "filesystem") // its own AppView is another operator's
 	crane, database := components.Path(t, "crane"), components.StartPostgres(t).CreateDatabase(t)
-	secret := filepath.Join(t.TempDir(), "secret.key")
-	addresses := []string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))}
-	front := turns(t, "http://"+addresses[0], "http://"+addresses[1])
-	for _, address := range addresses {
-		startDaemon(t, binaries.appview, "http://"+address, "/v2/",
-			"ATCR_HTTP_ADDR="+address, "ATCR_DEBUG_ADDR=", "ATCR_BASE_URL="+front.URL, "ATCR_DEFAULT_HOLD_DID="+n.publicDID,
-			"ATCR_DATABASE_URL="+database, "ATCR_DATABASE_DIR="+t.TempDir(), "ATCR_SECRET_KEY_FILE="+secret, "ATCR_PLC_URL="+n.pds.PLCURL,
-			"ATCR_HANDLE_RESOLVER_URL="+n.pds.URL, "ATCR_LOG_LEVEL=debug", "TEST_MODE=true")
-	}
+	front, both := startTwo(t, n, database)
+	addresses := []string{strings.TrimPrefix(both[0].url, "http://"), strings.TrimPrefix(both[1].url, "http://")}
 	registry := strings.TrimPrefix(front.URL, "http://")
 	config := dockerConfig(t)
 	command(t, []string{config}, crane, "auth", "login", registry, "-u", n.alice.Handle, "-p", n.alice.AppPassword)
