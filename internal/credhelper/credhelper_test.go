@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/docker/docker-credential-helpers/credentials"
+	"github.com/zalando/go-keyring"
 )
 
 // keychain is one in memory that can be missing, or locked.
@@ -195,7 +196,7 @@ func TestLockedKeychain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if said := stderr.String(); strings.Count(said, h.secretsFile()) != 1 || !strings.Contains(said, "may be locked") || strings.Contains(said, "no keychain") {
+	if said := stderr.String(); strings.Count(said, h.secretsFile()) != 1 || !strings.Contains(said, "is locked") || strings.Contains(said, "no keychain") {
 		t.Errorf("it says %q", said)
 	}
 	if out, err := ask(t, h, "get", "other.test"); err != nil || !strings.Contains(out, "in the file") {
@@ -210,6 +211,29 @@ func TestLockedKeychain(t *testing.T) {
 	}
 	if _, err := ask(t, h, "get", "other.test"); err == nil {
 		t.Error("secrets that everybody could read are used without a word")
+	}
+}
+
+// Would catch a locked keychain of a desktop whose words tell nobody what to do. Not parallel: the library has one
+// keychain for all.
+func TestSystemKeychain(t *testing.T) {
+	k := SystemKeychain{}
+	keyring.MockInitWithError(errors.New("failed to unlock correct collection '/org/freedesktop/secrets/collection/login'"))
+	_, err := k.Get("a")
+	for what, err := range map[string]error{"get": err, "set": k.Set("a", "b"), "delete": k.Delete("a")} {
+		if !errors.Is(err, errLocked) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	keyring.MockInit()
+	if _, err := k.Get("a"); !errors.Is(err, errNoSecret) {
+		t.Errorf("no secret: %v", err)
+	}
+	if err := errors.Join(k.Delete("a"), k.Set("a", "b")); err != nil {
+		t.Error(err)
+	}
+	if secret, err := k.Get("a"); err != nil || secret != "b" {
+		t.Errorf("%q, %v", secret, err)
 	}
 }
 

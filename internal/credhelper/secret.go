@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/zalando/go-keyring"
@@ -16,7 +17,7 @@ import (
 const service = "docker-credential-atcr"
 
 // errLocked says that the keychain waits for somebody, or is broken.
-var errLocked = errors.New("the keychain does not answer: it may be locked. Unlock it, or sign in again with --file to keep secrets in a file")
+var errLocked = errors.New("the keychain is locked, or does not answer: unlock it, or sign in again with --file to keep secrets in a file")
 
 // Keychain keeps secrets for this machine's user. It may block, as where it shows a dialogue.
 type Keychain interface {
@@ -31,16 +32,27 @@ var errNoSecret = errors.New("the secret is not there any more")
 // SystemKeychain is that of macOS, Windows, or a Linux desktop (Secret Service).
 type SystemKeychain struct{}
 
-// Set keeps a secret.
-func (SystemKeychain) Set(key, secret string) error { return keyring.Set(service, key, secret) }
+// Set keeps a secret. Errors: errLocked.
+func (SystemKeychain) Set(key, secret string) error {
+	return keychainError(keyring.Set(service, key, secret))
+}
 
-// Get reads a secret. Errors: errNoSecret.
+// keychainError finds out that the keychain could not be unlocked where nobody is asked: the Secret Service's library
+// says it in these words, and the program of macOS by the last byte of errSecInteractionNotAllowed.
+func keychainError(err error) error {
+	if err != nil && (strings.Contains(err.Error(), "failed to unlock") || runtime.GOOS == "darwin" && err.Error() == "exit status 36") {
+		return fmt.Errorf("%w (%w)", errLocked, err)
+	}
+	return err
+}
+
+// Get reads a secret. Errors: errNoSecret, errLocked.
 func (SystemKeychain) Get(key string) (string, error) {
 	secret, err := keyring.Get(service, key)
 	if errors.Is(err, keyring.ErrNotFound) {
 		return "", errNoSecret
 	}
-	return secret, err
+	return secret, keychainError(err)
 }
 
 // Delete removes a secret. One that is not there is no error.
@@ -49,7 +61,7 @@ func (SystemKeychain) Delete(key string) error {
 	if errors.Is(err, keyring.ErrNotFound) {
 		return nil
 	}
-	return err
+	return keychainError(err)
 }
 
 // within bounds what a keychain may take: docker waits for the answer, and nobody may be at the screen.
@@ -85,7 +97,7 @@ func (h *Helper) keep(s *state, a *Account, secret string, patience time.Duratio
 		}
 		why = fmt.Sprintf("There is no keychain here that works (%v)", err)
 		if errors.Is(err, errLocked) {
-			why = "The keychain does not answer, and may be locked"
+			why = "The keychain is locked, or does not answer"
 		}
 	}
 	a.Store = inFile
