@@ -134,6 +134,6 @@ func (s *Server) postDelete(w http.ResponseWriter, r *http.Request, v Visitor) e
 	}
 	s.setCookie(w, browserCookie, "", 0)
 	return s.render(w, http.StatusOK, "problem", problemPage{page: s.page("Deleted", Visitor{}), Problem: Problem{
-		Title: "Deleted", Text: "This AppView keeps nothing of you any more. Your images and records are where they were: in your repo and in the holds.",
+		Title: "Deleted", Text: "This AppView keeps nothing of you any more, but a copy of what your repo shows to everybody. Your images and records are where they were: in your repo and in the holds.",
 	}})
 }
