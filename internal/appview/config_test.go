@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -132,7 +133,7 @@ func TestClientAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &AppView{config: c}
+	a := &AppView{config: c, logger: slog.New(slog.DiscardHandler)}
 	for _, tt := range []struct{ peer, forwarded, want string }{
 		{"192.0.2.1:80", "", "192.0.2.1"},
 		{"192.0.2.1:80", "198.51.100.1", "192.0.2.1"},
