@@ -84,7 +84,12 @@ func benchPush(ctx context.Context, b *bench) error {
 		return err
 	}
 	targets = append(targets, target{"plain", registryUpload(plain.url, "alice.test/bench", ""), "", plain})
-	b.printf("\n## Pushing one layer, storage is a folder\n\nPOST, PATCH with the whole stream, PUT, in turn at each target. Final PUT: its own time; last byte: from when the last byte was given to the system to\nthe 201; each median and worst. CPU: of the server that takes the layer. The disk is synced before each push, and the layer is deleted after it. plain: from the\nconnection through sha256 into a file, and fsync, without anything else.\n\n| layer | target | MB/s | of distribution | of plain | wanted | final PUT | last byte | CPU s/GB |\n|---|---|---|---|---|---|---|---|---|\n")
+	first, again, err := touchMemory()
+	if err != nil {
+		return err
+	}
+	b.printf("\n## Pushing one layer, storage is a folder\n\nPOST, PATCH with the whole stream, PUT, in turn at each target. Final PUT: its own time; last byte: from when the last byte was given to the system to\nthe 201; each median and worst. CPU: of the server that takes the layer. The disk is synced before each push, and the layer is deleted after it. plain: from the\nconnection through sha256 into a file, and fsync, without anything else. %d GiB of memory were touched before, lest the host's first giving of it be measured: %s, and a second time %s.\n\n| layer | target | MB/s | of distribution | of plain | wanted | final PUT | last byte | CPU s/GB |\n|---|---|---|---|---|---|---|---|---|\n",
+		touchedBytes>>30, first.Round(10*time.Millisecond), again.Round(10*time.Millisecond))
 	seed := uint64(1)
 	for _, size := range []int64{256 << 20, 1 << 30} {
 		rounds := b.rounds
