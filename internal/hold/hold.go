@@ -91,9 +91,8 @@ type Hold struct {
 	pullers  *lru.Cache[string, time.Time] // addresses and config blobs of the last hour
 	configs  *lru.Cache[oci.Digest, []ledger.Manifest]
 
-	crawlMu    sync.Mutex
-	crawledAt  time.Time // when relays were asked last
-	crawledRev string    // and for what
+	relayMu sync.Mutex
+	relays  map[string]relayState // by what HOLD_RELAYS calls them
 
 	lock       *flock.Flock // one process a database
 	stop       context.CancelFunc
@@ -103,7 +102,7 @@ type Hold struct {
 // Open opens database, repo and storage, and writes what the first start writes. config was validated.
 // Its errors are sentences for an operator.
 func Open(ctx context.Context, config Config, logger *slog.Logger, registry prometheus.Registerer) (_ *Hold, err error) {
-	h := &Hold{config: config, log: logger, now: config.now, repair: config.repair}
+	h := &Hold{config: config, log: logger, now: config.now, repair: config.repair, relays: map[string]relayState{}}
 	if h.now == nil {
 		h.now = time.Now
 	}

@@ -71,3 +71,11 @@ func TestProfile(t *testing.T) {
 		})
 	}
 }
+
+// Would catch a picture that anybody between could have exchanged.
+func TestAvatarNeedsHTTPS(t *testing.T) {
+	t.Parallel()
+	if _, _, err := (&Hold{}).loadAvatar(t.Context(), "http://example.com/good.png"); err == nil || !strings.Contains(err.Error(), "https://") {
+		t.Error(err)
+	}
+}

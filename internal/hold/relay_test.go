@@ -44,12 +44,46 @@ func TestRelays(t *testing.T) {
 		t.Fatal(a.body)
 	}
 	follow(2, true) // refused, and not asked again at once
-	if a := s.addCrew(t, owner, writer, "blob:write"); a.status != 200 {
-		t.Fatal(a.body)
-	}
 	follow(2, false)
-	c.advance(crawlPause)
+	c.advance(crawlRetry)
 	follow(3, false)
+}
+
+// Would catch a relay that fails and holds up the others, and one whose yes ends the asking of one that failed.
+func TestRelaysApart(t *testing.T) {
+	t.Parallel()
+	p, c := newPeople(t), &clock{}
+	var good, bad atomic.Int64
+	answer := func(asked *atomic.Int64, status int) string {
+		relay := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			asked.Add(1)
+			w.WriteHeader(status)
+		}))
+		t.Cleanup(relay.Close)
+		return relay.URL
+	}
+	relays := []string{answer(&bad, http.StatusBadGateway), answer(&good, http.StatusOK)}
+	s := startHold(t, p, func(config *Config) { open(config); c.set(config); config.Relays = relays })
+	s.Hold.config.PublicURL = "https://hold.example.com"
+	for i, step := range []struct {
+		after time.Duration
+		tries int64 // of the one that fails
+	}{
+		{0, 1}, {crawlRetry - time.Second, 1}, {time.Second, 2}, {crawlRetry, 2}, {crawlRetry, 3}, {24 * time.Hour, 4},
+	} {
+		c.advance(step.after)
+		_ = s.followRelays(t.Context())
+		if bad.Load() != step.tries || good.Load() != 1 {
+			t.Errorf("step %d: asked %d times, want %d; the other %d times, want once", i, bad.Load(), step.tries, good.Load())
+		}
+	}
+	for failures, want := range map[int]time.Duration{1: crawlRetry, 3: 4 * crawlRetry, 7: crawlPause, 1000: crawlPause} {
+		now := time.Now()
+		state := relayState{asked: now, failures: failures}
+		if state.due(now.Add(want-time.Second), "", false) || !state.due(now.Add(want), "", true) {
+			t.Errorf("after %d failures: not due after %s", failures, want)
+		}
+	}
 }
 
 // Would catch a script that asks nobody, asks for something else, or hides that it was refused.
