@@ -2,7 +2,9 @@ package pds
 
 import (
 	"context"
+	"io"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -91,8 +93,28 @@ func TestBudget(t *testing.T) {
 	if err := db.Reader().QueryRow(`SELECT count(*) FROM event`).Scan(&commits); err != nil || commits > 3+3 {
 		t.Errorf("%d events for 20 callers, %v", commits-3, err)
 	}
+	// Who gathers keeps nobody from reading the tree.
 	ctx, cancel := context.WithCancel(t.Context())
+	gathers := make(chan error, 1)
+	go func() {
+		_, err := r.Apply(ctx, []Write{{Action: Create, Collection: "com.example.thing", Value: []byte(`{}`)}}, nil)
+		gathers <- err
+	}()
+	for len(r.turn) == 0 {
+		runtime.Gosched()
+	}
+	if err := r.Proof(t.Context(), io.Discard, "com.example.thing", "none"); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-gathers:
+		t.Errorf("a proof waited for a gathering: %v", err)
+	default:
+	}
 	cancel()
+	if err := <-gathers; err == nil {
+		t.Error("a caller who gave up meanwhile was committed")
+	}
 	if _, err := r.Apply(ctx, []Write{{Action: Create, Collection: "com.example.thing", Value: []byte(`{}`)}}, nil); err == nil {
 		t.Error("a caller who had given up was committed")
 	}

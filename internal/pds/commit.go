@@ -69,19 +69,22 @@ func (r *Repo) Apply(ctx context.Context, writes []Write, swapCommit *cid.Cid) (
 	r.mu.Lock()
 	r.waiting = append(r.waiting, q)
 	r.mu.Unlock()
-	// Whoever has the token commits for all who wait; the others find their result, or the token, next.
+	// Whose turn it is commits for all who wait; the others find their result, or that it is their turn, next. The tree
+	// is taken after the gathering: who only reads of it does not wait for that.
 	for {
 		select {
 		case <-q.done:
 			return q.result, q.err
-		case r.queue <- struct{}{}:
+		case r.turn <- struct{}{}:
 			select {
 			case <-q.done:
 			default:
 				r.gather(ctx)
+				r.queue <- struct{}{}
 				r.commitWaiting()
+				<-r.queue
 			}
-			<-r.queue
+			<-r.turn
 		}
 	}
 }
@@ -113,7 +116,7 @@ group:
 	return group
 }
 
-// commitWaiting makes one commit of the next group. Only who has the token calls it.
+// commitWaiting makes one commit of the next group. Only whose turn it is, and who has the tree, calls it.
 func (r *Repo) commitWaiting() {
 	group := r.take()
 	r.commitGroup(group)

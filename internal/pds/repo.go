@@ -31,7 +31,8 @@ type Repo struct {
 	key     atcrypto.PrivateKey
 	waiting []*request
 	hooks   []func([]Op)
-	queue   chan struct{} // one token: who has it commits
+	turn    chan struct{} // one token: who has it gathers and commits
+	queue   chan struct{} // one token: who has it owns the tree; taken after turn
 	// The rest belongs to who commits.
 	tree     *tree.Tree
 	records  int64 // in the tree
