@@ -36,6 +36,7 @@ func TestFollowPDS(t *testing.T) {
 	w.put(w.alice, "com.example.other", "x", map[string]any{"$type": "com.example.other"}) // of no concern, but a step
 	w.tag(w.alice, "new", "three")
 	w.eventually("a tag behind another's record", w.isTagged(w.alice, "new", "three"))
+	w.eventually("the reading was counted", func() bool { return w.metric("repos_total", "done") > 0 })
 	if !w.complete(w.alice)() || w.metric("repos_total", "done") != 1 {
 		t.Errorf("a gap was seen where there is none: %v repos were read", w.metric("repos_total", "done"))
 	}
@@ -159,11 +160,13 @@ func TestHiddenChanges(t *testing.T) {
 	f := newFirehose(t, websocket.MessageBinary, w.frames(7)...)
 	_, _ = w.run(func(c *ingest.Config) { c.Relays = []string{f.URL} })
 	w.eventually("alice", w.complete(w.alice))
+	w.eventually("that was counted", func() bool { return w.metric("repos_total", "done") > 0 }) // a moment after it is seen
+	read := w.metric("repos_total", "done")
 	w.tag(w.alice, "1", "two")
 	w.tag(w.alice, "2", "one")
-	read := w.metric("repos_total", "done")
 	f.send(w.frames(9)[8]) // without the one before
 	w.eventually("the hidden change", w.isTagged(w.alice, "1", "two"))
+	w.eventually("that was counted too", func() bool { return w.metric("repos_total", "done") > read })
 	if n := w.metric("repos_total", "done"); n != read+1 {
 		t.Errorf("%v repos were read", n-read)
 	}
