@@ -91,8 +91,7 @@ type Hold struct {
 	pullers  *lru.Cache[string, time.Time] // addresses and config blobs of the last hour
 	configs  *lru.Cache[oci.Digest, []ledger.Manifest]
 
-	relayMu sync.Mutex
-	relays  map[string]relayState // by what HOLD_RELAYS calls them
+	relays map[string]relayState // by what HOLD_RELAYS calls them; only followRelays has them
 
 	lock       *flock.Flock // one process a database
 	stop       context.CancelFunc

@@ -51,9 +51,7 @@ func (h *Hold) followRelays(ctx context.Context) error {
 	}
 	var errs []error
 	for _, relay := range h.config.Relays {
-		h.relayMu.Lock()
 		state := h.relays[relay]
-		h.relayMu.Unlock()
 		if !state.due(h.now(), head.Rev, h.host.Subscribers() > 0) {
 			continue
 		}
@@ -64,9 +62,7 @@ func (h *Hold) followRelays(ctx context.Context) error {
 			state.failures, state.rev = 0, head.Rev
 		}
 		state.asked = h.now()
-		h.relayMu.Lock()
 		h.relays[relay] = state
-		h.relayMu.Unlock()
 	}
 	return errors.Join(errs...)
 }

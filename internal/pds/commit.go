@@ -80,9 +80,9 @@ func (r *Repo) Apply(ctx context.Context, writes []Write, swapCommit *cid.Cid) (
 			case <-q.done:
 			default:
 				r.gather(ctx)
-				r.queue <- struct{}{}
+				r.owned <- struct{}{}
 				r.commitWaiting()
-				<-r.queue
+				<-r.owned
 			}
 			<-r.turn
 		}

@@ -176,7 +176,7 @@ func (h *Host) AddRepo(ctx context.Context, did syntax.DID, key atcrypto.Private
 	if _, ok := h.repos[did]; ok {
 		return nil, fmt.Errorf("repo %s is open already", did)
 	}
-	r := &Repo{host: h, did: did, key: key, handle: handle, turn: make(chan struct{}, 1), queue: make(chan struct{}, 1)}
+	r := &Repo{host: h, did: did, key: key, handle: handle, turn: make(chan struct{}, 1), owned: make(chan struct{}, 1)}
 	err := r.load(ctx)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = r.create(ctx)

@@ -103,8 +103,8 @@ func (r *Repo) Export(ctx context.Context, w io.Writer) error {
 func (r *Repo) Proof(ctx context.Context, w io.Writer, collection syntax.NSID, rkey syntax.RecordKey) error {
 	// Who commits owns the tree, so that is who this becomes, for a moment.
 	select {
-	case r.queue <- struct{}{}:
-		defer func() { <-r.queue }()
+	case r.owned <- struct{}{}:
+		defer func() { <-r.owned }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

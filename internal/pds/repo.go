@@ -32,7 +32,7 @@ type Repo struct {
 	waiting []*request
 	hooks   []func([]Op)
 	turn    chan struct{} // one token: who has it gathers and commits
-	queue   chan struct{} // one token: who has it owns the tree; taken after turn
+	owned   chan struct{} // one token: who has it owns the tree; taken after turn
 	// The rest belongs to who commits.
 	tree     *tree.Tree
 	records  int64 // in the tree
@@ -286,8 +286,8 @@ func sumCID(codec uint64, b []byte) cid.Cid {
 // The new rev is what makes others look: they drop a state whose rev they have seen, or are ahead of.
 func (r *Repo) Resign(ctx context.Context, key atcrypto.PrivateKey) error {
 	select {
-	case r.queue <- struct{}{}: // no commit in between
-		defer func() { <-r.queue }()
+	case r.owned <- struct{}{}: // no commit in between
+		defer func() { <-r.owned }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
