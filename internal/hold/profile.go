@@ -64,7 +64,7 @@ func (h *Hold) introduce(ctx context.Context) error {
 
 // loadAvatar reads a file, or an https URL, whose address is guarded. Errors: too large, no picture.
 func (h *Hold) loadAvatar(ctx context.Context, source string) (picture []byte, mime string, err error) {
-	if strings.Contains(source, "://") {
+	if strings.HasPrefix(source, "https://") || strings.HasPrefix(source, "http://") {
 		picture, err = h.fetchAvatar(ctx, source)
 	} else {
 		picture, err = readAvatar(source)
@@ -89,9 +89,6 @@ func readAvatar(path string) ([]byte, error) {
 }
 
 func (h *Hold) fetchAvatar(ctx context.Context, url string) ([]byte, error) {
-	if !h.config.TestMode && !strings.HasPrefix(url, "https://") {
-		return nil, errors.New("its address must begin with https://, or be a file's")
-	}
 	client := httpx.NewClient(httpx.ClientConfig{AllowPrivate: h.config.TestMode, Timeout: 20 * time.Second, FollowRedirects: true, UserAgent: userAgent})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -2,6 +2,7 @@ package hold
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/ipfs/go-cid"
+
+	"atcr.io/internal/httpx"
 )
 
 // Would catch a hold without a face, a picture that keeps it from starting, and one fetched from inside.
@@ -75,7 +78,7 @@ func TestProfile(t *testing.T) {
 // Would catch a picture that anybody between could have exchanged.
 func TestAvatarNeedsHTTPS(t *testing.T) {
 	t.Parallel()
-	if _, _, err := (&Hold{}).loadAvatar(t.Context(), "http://example.com/good.png"); err == nil || !strings.Contains(err.Error(), "https://") {
+	if _, _, err := (&Hold{}).loadAvatar(t.Context(), "http://example.com/good.png"); !errors.Is(err, httpx.ErrInsecureURL) {
 		t.Error(err)
 	}
 }
