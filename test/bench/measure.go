@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -88,7 +89,7 @@ func benchPush(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	b.printf("\n## Pushing one layer, storage is a folder\n\nPOST, PATCH with the whole stream, PUT, in turn at each target. Final PUT: its own time; last byte: from when the last byte was given to the system to\nthe 201; each median and worst. CPU: of the server that takes the layer. The disk is synced before each push, and the layer is deleted after it. plain: from the\nconnection through sha256 into a file, and fsync, without anything else. %d GiB of memory were touched before, lest the host's first giving of it be measured: %s, and a second time %s.\n\n| layer | target | MB/s | of distribution | of plain | wanted | final PUT | last byte | CPU s/GB |\n|---|---|---|---|---|---|---|---|---|\n",
+	b.printf("\n## Pushing one layer, storage is a folder\n\nPOST, PATCH with the whole stream, PUT, at each target once a round, in any order. Final PUT: its own time; last byte: from when the last byte was given to the system to\nthe 201; each median and worst. CPU: of the server that takes the layer. The disk is synced before each push, and the layer is deleted after it. plain: from the\nconnection through sha256 into a file, and fsync, without anything else. %d GiB of memory were touched before, lest the host's first giving of it be measured: %s, and a second time %s.\n\n| layer | target | MB/s | of distribution | of plain | wanted | final PUT | last byte | CPU s/GB |\n|---|---|---|---|---|---|---|---|---|\n",
 		touchedBytes>>30, first.Round(10*time.Millisecond), again.Round(10*time.Millisecond))
 	seed := uint64(1)
 	for _, size := range []int64{256 << 20, 1 << 30} {
@@ -98,7 +99,8 @@ func benchPush(ctx context.Context, b *bench) error {
 		}
 		pushes, cpu := make([][]pushed, len(targets)), make([]time.Duration, len(targets))
 		for range rounds {
-			for i, t := range targets { // in turn, so that a drift of the machine meets all
+			for _, i := range rand.Perm(len(targets)) { // who comes next takes over the memory of the one before
+				t := targets[i]
 				seed++
 				l := newLayer(size, seed)
 				syscall.Sync() // what an earlier push left to be written is not this one's to pay

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"atcr.io/internal/blobstore"
@@ -26,7 +25,6 @@ type Store struct {
 	root     string
 	sync     func(*os.File) error // tests break it
 	writeOut func(f *os.File, from, n int64) error
-	lent     atomic.Int64 // large buffers in use
 
 	mu      sync.Mutex
 	folders map[string]bool // known to be there, and durable

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -116,55 +115,5 @@ func TestCommitAfterFolderSyncFailed(t *testing.T) {
 	}
 	if err := w.Close(); err != nil {
 		t.Error(err)
-	}
-}
-
-// stalled gives a byte, and no more before it is let go.
-type stalled struct {
-	given bool
-	began *sync.WaitGroup
-	on    <-chan struct{}
-}
-
-func (s *stalled) Read(p []byte) (int, error) {
-	if !s.given {
-		s.given = true
-		return copy(p, "x"), nil
-	}
-	s.began.Done()
-	<-s.on
-	return 0, io.EOF
-}
-
-// Would catch a large buffer for everybody who keeps a connection open and sends nothing, and one that is
-// never given back.
-func TestSlowSendersShareLargeBuffers(t *testing.T) {
-	t.Parallel()
-	s := New(t.TempDir())
-	on := make(chan struct{})
-	var began, ended sync.WaitGroup
-	for range 3 * largeBuffers {
-		w, err := s.Create(t.Context(), "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		began.Add(1)
-		ended.Go(func() {
-			if n, err := w.ReadFrom(&stalled{began: &began, on: on}); n != 1 || err != nil {
-				t.Errorf("%d, %v", n, err)
-			}
-			if err := w.Close(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	began.Wait()
-	if n := s.lent.Load(); n != largeBuffers {
-		t.Errorf("%d large buffers are out, want %d", n, largeBuffers)
-	}
-	close(on)
-	ended.Wait()
-	if n := s.lent.Load(); n != 0 {
-		t.Errorf("%d large buffers never came back", n)
 	}
 }
