@@ -290,7 +290,7 @@ func checkRecord(path string, c cid.Cid, value []byte) error {
 	if len(value) > MaxRecordBytes {
 		return fmt.Errorf("%s has %d bytes, at most %d are allowed", path, len(value), MaxRecordBytes)
 	}
-	if _, err := atdata.UnmarshalCBOR(value); err != nil {
+	if _, err := decodeRecord(value); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil

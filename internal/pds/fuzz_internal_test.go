@@ -30,6 +30,7 @@ func FuzzRecordCBOR(f *testing.F) {
 	f.Add([]byte{0x9b, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0}) // as long as it says
 	f.Add([]byte{0xa1, 0x61, 'a', 0xd8, 0x2a, 0x41, 0x00})        // a CID of no bytes
 	f.Add([]byte{0xa2, 0x61, 'a', 0x01, 0x61, 'a', 0x02})         // a key twice
+	f.Add([]byte{0xa1, 0x61, 'a', 0x61, 0xff})                    // text that is not UTF-8
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		text, err := recordJSON(raw)
 		if err != nil {
@@ -38,9 +39,6 @@ func FuzzRecordCBOR(f *testing.F) {
 		data, err := atdata.UnmarshalCBOR(raw)
 		if err != nil {
 			t.Fatalf("%x was read once", raw)
-		}
-		if bytes.Contains(text, []byte("\ufffd")) || bytes.Contains(text, []byte(`\ufffd`)) {
-			return // text that is no UTF-8, which JSON does not keep, and encode never stores
 		}
 		if kind, ok := data["$type"].(string); ok && kind != "com.example.thing" {
 			return

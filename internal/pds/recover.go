@@ -162,7 +162,7 @@ func (r *Repo) importRecord(ctx context.Context, tx *sql.Tx, path string, c cid.
 	if err != nil {
 		return err
 	}
-	data, err := atdata.UnmarshalCBOR(value)
+	data, err := decodeRecord(value)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package pds
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"unicode/utf8"
 
@@ -174,9 +175,42 @@ func checkJSON(raw []byte) error {
 	}
 }
 
+// decodeRecord reads a record that comes as CBOR. Text that is not UTF-8, which the library lets pass, is no record's:
+// as JSON it would be another one.
+func decodeRecord(value []byte) (map[string]any, error) {
+	data, err := atdata.UnmarshalCBOR(value)
+	if err == nil && !validText(data) {
+		err = errors.New("its text is not valid UTF-8")
+	}
+	return data, err
+}
+
+// validText tells whether all text in v, which was decoded, is UTF-8.
+func validText(v any) bool {
+	switch v := v.(type) {
+	case string:
+		return utf8.ValidString(v)
+	case atdata.Blob:
+		return utf8.ValidString(v.MimeType)
+	case []any:
+		for _, e := range v {
+			if !validText(e) {
+				return false
+			}
+		}
+	case map[string]any:
+		for k, e := range v {
+			if !utf8.ValidString(k) || !validText(e) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // recordJSON is a stored record as JSON.
 func recordJSON(value []byte) (json.RawMessage, error) {
-	data, err := atdata.UnmarshalCBOR(value)
+	data, err := decodeRecord(value)
 	if err != nil {
 		return nil, fmt.Errorf("%w: record: %w", ErrCorrupt, err)
 	}
