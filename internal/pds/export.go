@@ -58,7 +58,7 @@ func (h *Host) getBlocks(w http.ResponseWriter, r *http.Request) error {
 	}
 	missing := map[cid.Cid]bool{}
 	for _, name := range names {
-		c, err := cid.Decode(name)
+		c, err := parseCID(name)
 		if err != nil {
 			return xrpc.InvalidRequest("parameter \"cids\" has %.100q, which is not a CID", name)
 		}

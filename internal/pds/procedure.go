@@ -105,7 +105,7 @@ func swapOf(raw json.RawMessage) (cid.Cid, error) {
 	if text == nil {
 		return cid.Undef, nil
 	}
-	c, err := cid.Decode(*text)
+	c, err := parseCID(*text)
 	if err != nil {
 		return cid.Undef, xrpc.InvalidRequest("swapRecord is not a CID")
 	}
@@ -126,7 +126,7 @@ func (h *Host) write(r *http.Request, nsid string, in writeInput, writes []Write
 	}
 	var swap *cid.Cid
 	if in.SwapCommit != nil {
-		c, err := cid.Decode(*in.SwapCommit)
+		c, err := parseCID(*in.SwapCommit)
 		if err != nil {
 			return Result{}, xrpc.InvalidRequest("swapCommit is not a CID")
 		}

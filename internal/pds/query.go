@@ -302,7 +302,7 @@ func (h *Host) getBlob(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	c, err := cid.Decode(v)
+	c, err := parseCID(v)
 	if err != nil {
 		return xrpc.InvalidRequest("parameter \"cid\" is not a CID")
 	}
@@ -322,4 +322,18 @@ func (h *Host) getBlob(w http.ResponseWriter, r *http.Request) error {
 	}
 	_, err = w.Write(blob.Data)
 	return errors.Join(err, context.Cause(r.Context()))
+}
+
+// parseCID reads a CID in the forms that the protocol has: version 1, in the letters that its syntax allows.
+//
+// Source: https://atproto.com/specs/lexicon, "cid".
+func parseCID(text string) (cid.Cid, error) {
+	if _, err := syntax.ParseCID(text); err != nil {
+		return cid.Undef, err
+	}
+	c, err := cid.Decode(text)
+	if err == nil && c.Version() != 1 {
+		err = errors.New("a CID of version 0")
+	}
+	return c, err
 }

@@ -2,6 +2,8 @@
 package vectors
 
 import (
+	"bufio"
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,4 +29,25 @@ func Dir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(dir))
+}
+
+// Syntax is the cases of a kind of text, like did: valid, or invalid. Each is a line, byte for byte: spaces count.
+func Syntax(t *testing.T, kind string, valid bool) []string {
+	t.Helper()
+	return Lines(t, "atproto/syntax/testdata/"+kind+map[bool]string{true: "_syntax_valid.txt", false: "_syntax_invalid.txt"}[valid])
+}
+
+// Lines is the lines of a file of the module, without comments and empty ones.
+func Lines(t *testing.T, path string) (out []string) {
+	t.Helper()
+	s := bufio.NewScanner(bytes.NewReader(Read(t, path)))
+	for s.Scan() {
+		if line := s.Text(); line != "" && !strings.HasPrefix(line, "#") {
+			out = append(out, line)
+		}
+	}
+	if s.Err() != nil || len(out) < 3 {
+		t.Fatalf("%s: %d cases: %v", path, len(out), s.Err())
+	}
+	return out
 }
