@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -145,26 +146,71 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// fuzz runs one target with one worker, and returns its last word, or all of them where it failed.
+// fuzz runs one target with one worker, and returns its last word, or all of them where it failed. A run that fails and
+// found nothing, as Go's fuzzing does where its worker answers late, is made a second time.
 func (t target) fuzz(ctx context.Context, each time.Duration, cache string) (string, error) {
+	text, err := t.once(ctx, each, cache)
+	if errors.Is(err, errSlow) && ctx.Err() == nil {
+		text, err = t.once(ctx, each, cache)
+	}
+	return text, err
+}
+
+var (
+	errFound = errors.New("an input fails")
+	errSlow  = errors.New("twice it ended without an input that fails: the machine is too slow, or the target keeps its worker busy; run it again by itself")
+)
+
+// grace is what a run may take beside the time that it was given.
+const grace = 5 * time.Minute
+
+// once is one run. Errors: errFound, where an input was written or a seed fails; errSlow.
+func (t target) once(ctx context.Context, each time.Duration, cache string) (string, error) {
+	before, err := t.inputs()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, each+grace)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, t.binary, "-test.run=^$", "-test.fuzz=^"+t.name+"$", "-test.fuzztime="+each.String(),
 		"-test.parallel=1", "-test.fuzzminimizetime=1s", "-test.fuzzcachedir="+filepath.Join(cache, t.pkg))
 	cmd.Dir = t.dir
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.CombinedOutput()
+	out, failed := cmd.CombinedOutput()
 	text := strings.TrimSpace(string(out))
-	if err == nil && !strings.Contains(text, "without coverage guidance") {
-		lines := strings.Split(text, "\n")
-		for _, line := range lines {
-			if strings.HasPrefix(line, "fuzz: elapsed") {
-				text = strings.TrimPrefix(line, "fuzz: ")
-			}
-		}
-		return text, nil
+	after, err := t.inputs()
+	switch {
+	case err != nil:
+		return text, err
+	case strings.Contains(text, "without coverage guidance"):
+		return text, errors.New("the binary has no coverage to be led by")
+	case failed == nil:
+		return summary(text), nil
+	case len(after) > len(before) || strings.Contains(text, "seed corpus entry") || strings.Contains(text, "Failing input written"):
+		return text, fmt.Errorf("%w: %w", errFound, failed)
 	}
-	if err == nil {
-		err = errors.New("the binary has no coverage to be led by")
+	return text, fmt.Errorf("%w: %w", errSlow, failed)
+}
+
+// inputs are those that were found and kept.
+func (t target) inputs() ([]string, error) {
+	return filepath.Glob(filepath.Join(t.dir, "testdata", "fuzz", t.name, "*"))
+}
+
+var progress = regexp.MustCompile(`fuzz: elapsed: (\S+), execs: (\d+) \(\S+\), (.*)`)
+
+// summary is the last of the lines that tell how far a run came, with its whole rate: the line's is that of the last moment.
+func summary(text string) string {
+	lines := progress.FindAllStringSubmatch(text, -1)
+	if len(lines) == 0 {
+		return text
 	}
-	return text, err
+	last := lines[len(lines)-1]
+	took, err := time.ParseDuration(last[1])
+	execs, _ := strconv.Atoi(last[2])
+	if err != nil || took <= 0 {
+		return text
+	}
+	return fmt.Sprintf("%s, execs: %d (%.0f/s), %s", took, execs, float64(execs)/took.Seconds(), last[3])
 }
