@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,17 +33,51 @@ type cache[K comparable, V any] struct {
 	// say how it is.
 	seed    maphash.Seed
 	changes [256]atomic.Uint64
+
+	// weight, where not nil, is what a value takes of memory, in bytes: all that is kept takes at most room.
+	weight func(V) int
+	room   int
+	mu     sync.Mutex // of what is added, where it is weighed
+	held   atomic.Int64
 }
 
 type kept[V any] struct {
-	value V
-	err   error
-	until time.Time
-	stamp uint64
+	value  V
+	err    error
+	until  time.Time
+	stamp  uint64
+	weight int
+}
+
+// weigh bounds the memory of all that is kept, in bytes.
+func (c *cache[K, V]) weigh(room int, weight func(V) int) {
+	c.room, c.weight = room, weight
 }
 
 func newCache[K comparable, V any](size int, fresh, failed time.Duration, now func() time.Time, load func(context.Context, K) (V, error)) *cache[K, V] {
-	return &cache[K, V]{kept: newLRU[K, kept[V]](size), load: load, fresh: fresh, failed: failed, timeout: lookupTimeout, now: now, seed: maphash.MakeSeed()}
+	c := &cache[K, V]{load: load, fresh: fresh, failed: failed, timeout: lookupTimeout, now: now, seed: maphash.MakeSeed()}
+	var err error
+	c.kept, err = lru.NewWithEvict(size, func(_ K, e kept[V]) { c.held.Add(int64(-e.weight)) })
+	if err != nil {
+		panic("appview: " + err.Error()) // sizes are constants
+	}
+	return c
+}
+
+func (c *cache[K, V]) add(key K, e kept[V]) {
+	if c.weight == nil {
+		c.kept.Add(key, e)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kept.Remove(key) // what is replaced is not told of as evicted
+	e.weight = c.weight(e.value)
+	c.held.Add(int64(e.weight))
+	c.kept.Add(key, e)
+	for c.held.Load() > int64(c.room) && c.kept.Len() > 0 {
+		c.kept.RemoveOldest()
+	}
 }
 
 func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
@@ -85,7 +120,7 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 			until = c.now().Add(c.failed)
 		}
 		if changes.Load() == before { // what was put in meanwhile is newer than what was read
-			c.kept.Add(key, kept[V]{value, err, until, stamp})
+			c.add(key, kept[V]{value: value, err: err, until: until, stamp: stamp})
 		}
 		return value, err
 	})
@@ -106,7 +141,7 @@ func (c *cache[K, V]) changesOf(key K) *atomic.Uint64 {
 // put enters what this process has just written.
 func (c *cache[K, V]) put(key K, value V) {
 	c.changesOf(key).Add(1)
-	c.kept.Add(key, kept[V]{value: value, until: c.now().Add(c.fresh), stamp: c.stampOf(context.Background(), key)})
+	c.add(key, kept[V]{value: value, until: c.now().Add(c.fresh), stamp: c.stampOf(context.Background(), key)})
 }
 
 // forget makes the next get look up.

@@ -2,6 +2,9 @@ package appview
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -18,9 +21,12 @@ import (
 const (
 	listFresh  = 3 * time.Second
 	listFailed = 2 * time.Second
-	listsKept  = 64
-	// referrersBytes bounds what is kept of one repository's referrers, annotations and all.
-	referrersBytes = 4 << 20
+	listsKept  = 1000
+	// listsBytes bounds the memory of all lists of tags, and that of all lists of referrers, which are kept.
+	listsBytes = 32 << 20
+	// referrersBytes bounds the referrers of one repository, annotations and all: more are not listed at all, since
+	// a part would be taken for the whole.
+	referrersBytes = 16 << 20
 )
 
 // lists reads whole collections: the tags and the referrers of a repository.
@@ -29,6 +35,7 @@ type lists struct {
 	view      *view
 	tags      *cache[repositoryKey, []string]
 	referrers *cache[repositoryKey, []referrer]
+	room      int // of one repository's referrers, in bytes
 }
 
 // referrer is a manifest that names a subject.
@@ -38,16 +45,16 @@ type referrer struct {
 }
 
 // sizeOf is about what a referrer takes of memory.
-func sizeOf(subject string, d *oci.Descriptor) int {
-	n := 200 + len(subject) + len(d.MediaType) + len(d.ArtifactType)
-	for k, v := range d.Annotations {
+func sizeOf(r *referrer) int {
+	n := 200 + len(r.subject) + len(r.descriptor.MediaType) + len(r.descriptor.ArtifactType)
+	for k, v := range r.descriptor.Annotations {
 		n += 32 + len(k) + len(v)
 	}
 	return n
 }
 
 func newLists(u xrpc.Upstream, d directory, v *view, now clock) *lists {
-	l := &lists{upstream: u, view: v}
+	l := &lists{upstream: u, view: v, room: referrersBytes}
 	pds := func(ctx context.Context, key repositoryKey) (owner, error) {
 		who, err := d.LookupDID(ctx, key.did)
 		if err != nil {
@@ -75,8 +82,8 @@ func newLists(u xrpc.Upstream, d directory, v *view, now clock) *lists {
 	})
 	l.referrers = newCache(listsKept, listFresh, listFailed, now, func(ctx context.Context, key repositoryKey) ([]referrer, error) {
 		if v.covered(ctx, key.did) {
-			if all, err := l.indexedReferrers(ctx, key); err == nil {
-				return all, nil
+			if all, err := l.indexedReferrers(ctx, key); err == nil || isTooMany(err) {
+				return all, err
 			}
 		}
 		of, err := pds(ctx, key)
@@ -90,6 +97,18 @@ func newLists(u xrpc.Upstream, d directory, v *view, now clock) *lists {
 			}
 		}
 		return all, err
+	})
+	l.tags.weigh(listsBytes, func(tags []string) (n int) {
+		for _, tag := range tags {
+			n += 16 + len(tag)
+		}
+		return n
+	})
+	l.referrers.weigh(listsBytes, func(all []referrer) (n int) {
+		for i := range all {
+			n += sizeOf(&all[i])
+		}
+		return n
 	})
 	l.tags.stamp = func(ctx context.Context, k repositoryKey) uint64 { return v.stamp(ctx, k.did) }
 	l.tags.covered = func(ctx context.Context, k repositoryKey) bool { return v.covered(ctx, k.did) }
@@ -108,30 +127,42 @@ func (l *lists) changed(touched []index.Touched) {
 	}
 }
 
-const (
-	tagsIndexed      = 100_000
-	referrersIndexed = 20_000
-)
+// tagsIndexed is what a PDS's list may have, too.
+const tagsIndexed = listPages * listPageRecords
 
 func (l *lists) indexedTags(ctx context.Context, key repositoryKey) ([]string, error) {
 	return l.view.index.TagNames(ctx, key.did, key.repository, tagsIndexed)
 }
 
 func (l *lists) indexedReferrers(ctx context.Context, key repositoryKey) ([]referrer, error) {
-	found, err := l.view.index.Referrers(ctx, key.did, key.repository, "", referrersIndexed)
+	found, err := l.view.index.Referrers(ctx, key.did, key.repository, "")
+	if errors.Is(err, index.ErrTooLong) {
+		return nil, tooManyReferrers(key)
+	}
 	var out []referrer
-	room := referrersBytes
+	room := l.room
 	for _, m := range found {
 		if m.BlobCID == "" {
 			continue
 		}
 		r := referrerOf(m)
-		if room -= sizeOf(r.subject, &r.descriptor); room < 0 {
-			break // the rest is left out
+		if room -= sizeOf(&r); room < 0 {
+			return nil, tooManyReferrers(key)
 		}
 		out = append(out, r)
 	}
 	return out, err
+}
+
+var errTooMany = errors.New("the list is too long")
+
+func isTooMany(err error) bool { return errors.Is(err, errTooMany) }
+
+func tooManyReferrers(key repositoryKey) error {
+	return &oci.Error{
+		Code: oci.CodeUnsupported, Status: http.StatusUnprocessableEntity, Err: errTooMany,
+		Message: fmt.Sprintf("the referrers in %s of %s take more than %d MiB: this registry lists none of them, rather than some", key.repository, key.did, referrersBytes>>20),
+	}
 }
 
 func (l *lists) forget(key repositoryKey) {
@@ -174,7 +205,7 @@ func (l *lists) readTags(ctx context.Context, of owner, repository string) ([]st
 
 func (l *lists) readReferrers(ctx context.Context, of owner, repository string) ([]referrer, error) {
 	var out []referrer
-	room := referrersBytes
+	room := l.room
 	err := listRecords(ctx, l.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
 		m := &f.Value
 		if m.Repository != repository || m.Subject == nil || m.ManifestBlob == nil || validManifest(m) != nil {
@@ -187,34 +218,36 @@ func (l *lists) readReferrers(ctx context.Context, of owner, repository string) 
 		if d.ArtifactType == "" && m.Config != nil {
 			d.ArtifactType = m.Config.MediaType
 		}
-		if room -= sizeOf(m.Subject.Digest, &d); room < 0 {
-			return false // the rest is left out
-		}
-		out = append(out, referrer{subject: m.Subject.Digest, descriptor: d})
-		return true
+		r := referrer{subject: m.Subject.Digest, descriptor: d}
+		room -= sizeOf(&r)
+		out = append(out, r)
+		return room >= 0
 	})
 	if err != nil {
 		return nil, upstreamError("the PDS of "+of.DID.String(), err)
+	}
+	if room < 0 {
+		return nil, tooManyReferrers(repositoryKey{of.DID, repository})
 	}
 	return out, nil
 }
 
 // Tags lists what the owner's PDS has.
-func (m *manifests) Tags(ctx context.Context, _ registry.Caller, name oci.Name) ([]string, error) {
+func (m *manifests) Tags(ctx context.Context, c registry.Caller, name oci.Name) ([]string, error) {
 	of, err := m.owners.find(ctx, name.Owner)
 	if err != nil {
 		return nil, err
 	}
-	return m.lists.tags.get(ctx, repositoryKey{of.DID, name.Repository})
+	return m.lists.tags.get(m.asAsked(ctx, c, of.DID), repositoryKey{of.DID, name.Repository})
 }
 
 // Referrers lists what the owner's PDS has.
-func (m *manifests) Referrers(ctx context.Context, _ registry.Caller, name oci.Name, d oci.Digest) ([]oci.Descriptor, error) {
+func (m *manifests) Referrers(ctx context.Context, c registry.Caller, name oci.Name, d oci.Digest) ([]oci.Descriptor, error) {
 	of, err := m.owners.find(ctx, name.Owner)
 	if err != nil {
 		return nil, err
 	}
-	all, err := m.lists.referrers.get(ctx, repositoryKey{of.DID, name.Repository})
+	all, err := m.lists.referrers.get(m.asAsked(ctx, c, of.DID), repositoryKey{of.DID, name.Repository})
 	if err != nil {
 		return nil, err
 	}
@@ -251,9 +284,18 @@ func (m *manifests) Delete(ctx context.Context, c registry.Caller, name oci.Name
 	if len(doomed) == 0 {
 		return oci.Errorf(oci.CodeManifestUnknown, "%s has no manifest %s", name, reference)
 	}
+	told, err := m.notifier.deleting(ctx, c, of, name.Repository, at, reference.Digest)
+	if err != nil {
+		return err
+	}
 	for batch := range slices.Chunk(doomed, 200) { // more writes a PDS does not take at once
 		done, err := applyWrites(ctx, m.sessions, c.Session, of.DID, batch)
 		if err != nil {
+			if refused(err) {
+				told(notWritten)
+			} else {
+				told(perhapsWritten)
+			}
 			return upstreamError("your PDS", err)
 		}
 		m.records.view.wrote(ctx, of.DID, batch, done)
@@ -265,9 +307,7 @@ func (m *manifests) Delete(ctx context.Context, c registry.Caller, name oci.Name
 			}
 		}
 	}
-	for _, hold := range at {
-		m.notifier.deleted(ctx, c, of, name.Repository, hold, reference.Digest)
-	}
+	told(written)
 	httpx.EventFrom(ctx).Reference = reference.String()
 	m.lists.forget(repositoryKey{of.DID, name.Repository})
 	return nil
@@ -286,8 +326,10 @@ func (m *manifests) doomedTag(ctx context.Context, of owner, repository, tag str
 	return doomed, nil
 }
 
-// doomedManifest are the deletions, and the holds that have the manifest's blobs.
+// doomedManifest are the deletions, the manifest's own last, so that one that stops half-way can be asked for again; and
+// the holds that have its blobs.
 func (m *manifests) doomedManifest(ctx context.Context, of owner, repository string, d oci.Digest) (doomed []write, at []syntax.DID, err error) {
+	var records []write
 	uris := map[string]bool{}
 	for _, rkey := range manifestRkeys(repository, d) {
 		f, err := getRecord[atcr.Manifest](ctx, m.upstream, of.PDS, of.DID, atcr.ManifestNSID, rkey)
@@ -295,14 +337,14 @@ func (m *manifests) doomedManifest(ctx context.Context, of owner, repository str
 			return nil, nil, err
 		}
 		if f != nil && f.Value.Repository == repository {
-			doomed = append(doomed, write{Type: actionDelete, Collection: atcr.ManifestNSID, Rkey: rkey})
+			records = append(records, write{Type: actionDelete, Collection: atcr.ManifestNSID, Rkey: rkey})
 			if hold := holdOf(&f.Value); hold != "" {
 				at = append(at, hold)
 			}
 			uris[rkey] = true
 		}
 	}
-	if len(doomed) == 0 {
+	if len(records) == 0 {
 		return nil, nil, nil
 	}
 	err = listRecords(ctx, m.upstream, of, atcr.TagNSID, func(f found[atcr.Tag]) bool {
@@ -313,5 +355,5 @@ func (m *manifests) doomedManifest(ctx context.Context, of owner, repository str
 		}
 		return true
 	})
-	return doomed, at, err
+	return append(doomed, records...), at, err
 }

@@ -51,9 +51,7 @@ func (m *manifests) Get(ctx context.Context, c registry.Caller, name oci.Name, r
 	if err != nil {
 		return registry.Manifest{}, err
 	}
-	if c.Fresh && m.fresh.allow(of.DID) {
-		ctx = askPDS(ctx)
-	}
+	ctx = m.asAsked(ctx, c, of.DID)
 	record, err := m.records.resolve(ctx, of, name, reference)
 	if err != nil {
 		return registry.Manifest{}, err
@@ -73,6 +71,14 @@ func (m *manifests) Get(ctx context.Context, c registry.Caller, name oci.Name, r
 	}
 	m.seen(ctx, of)
 	return out, nil
+}
+
+// asAsked passes by everything that is kept where the caller asks for that, within limits.
+func (m *manifests) asAsked(ctx context.Context, c registry.Caller, did syntax.DID) context.Context {
+	if c.Fresh && m.fresh.allow(did) {
+		return askPDS(ctx)
+	}
+	return ctx
 }
 
 // seen lets the index know whose image this is, once for each process and change.

@@ -27,6 +27,12 @@ type queue interface {
 	Drop(ctx context.Context, id int64) error
 }
 
+// keptFor is how long a message is tried to be delivered: a hold that is gone for good, and a person who never signs in
+// again, must not have theirs wait beside everybody's.
+const keptFor = 90 * 24 * time.Hour
+
+const operationDelete = "delete"
+
 // patience is how long a push waits for what the hold says of it, where that may be a refusal.
 const patience = 3 * time.Second
 
@@ -34,10 +40,14 @@ const patience = 3 * time.Second
 //
 // Source: contract, "notifyManifest" and "requestCrew".
 type notifier struct {
-	queue  queue
-	holds  *holds
-	calls  *holdCalls
+	queue    queue
+	holds    *holds
+	calls    *holdCalls
+	sessions interface {
+		Another(ctx context.Context, did syntax.DID, not string) (session.Session, error)
+	}
 	logger *slog.Logger
+	clock  clock
 	joined *cache[membership, bool]
 }
 
@@ -50,8 +60,8 @@ const toldPlatforms = 1000
 // joinAgain is how long a person is believed to be a member whom a hold made one.
 const joinAgain = 24 * time.Hour
 
-func newNotifier(holds *holds, calls *holdCalls, logger *slog.Logger, now clock) *notifier {
-	n := &notifier{holds: holds, calls: calls, logger: logger}
+func newNotifier(holds *holds, calls *holdCalls, sessions *session.Store, logger *slog.Logger, now clock) *notifier {
+	n := &notifier{holds: holds, calls: calls, sessions: sessions, logger: logger, clock: now}
 	n.joined = newCache(10_000, joinAgain, joinAgain, now, func(context.Context, membership) (bool, error) { return false, nil })
 	return n
 }
@@ -110,7 +120,10 @@ func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, nam
 	}
 	id, err := n.keep(ctx, c, of, at.DID, atcr.HoldNotifyManifestNSID, in)
 	done = func(what outcome) error {
-		return overQuota(of, at, n.settle(context.WithoutCancel(ctx), ids, membership{of.DID, at.DID}, what))
+		if what == notWritten {
+			n.joined.forget(membership{of.DID, at.DID})
+		}
+		return overQuota(of, at, n.settle(context.WithoutCancel(ctx), ids, what))
 	}
 	if err != nil {
 		return nil, errors.Join(err, done(notWritten))
@@ -119,14 +132,13 @@ func (n *notifier) pushing(ctx context.Context, c registry.Caller, of owner, nam
 	return done, nil
 }
 
-// settle sends or forgets the messages of a push. It returns what came of the last one, where that is waited for.
-func (n *notifier) settle(ctx context.Context, ids []int64, who membership, what outcome) (answer error) {
+// settle sends or forgets messages. It returns what came of the last one, where that is waited for.
+func (n *notifier) settle(ctx context.Context, ids []int64, what outcome) (answer error) {
 	settle := n.queue.Release
 	switch what {
 	case written, writtenOfOthers:
 	case notWritten:
 		settle = n.queue.Drop
-		n.joined.forget(who)
 	case perhapsWritten: // they go when the time is up for which they are held back
 		return nil
 	}
@@ -138,7 +150,7 @@ func (n *notifier) settle(ctx context.Context, ids []int64, who membership, what
 			continue
 		}
 		if err := settle(ctx, id); err != nil {
-			n.logger.Warn("a message to a hold is not settled", "hold", who.hold.String(), "error", err)
+			n.logger.Warn("a message to a hold is not settled", "id", id, "error", err)
 		}
 	}
 	return answer
@@ -157,17 +169,21 @@ func overQuota(of owner, at *hold, err error) error {
 	return out
 }
 
-// deleted tells of a manifest that is gone. That it cannot be kept ends nothing: what the hold is not told of, it keeps.
-func (n *notifier) deleted(ctx context.Context, c registry.Caller, of owner, repository string, at syntax.DID, d oci.Digest) {
-	in := atcr.HoldNotifyManifestInput{Operation: "delete", Repository: repository, UserDid: of.DID.String(), ManifestDigest: d.String()}
-	ctx = context.WithoutCancel(ctx)
-	id, err := n.keep(ctx, c, of, at, atcr.HoldNotifyManifestNSID, in)
-	if err == nil {
-		err = n.queue.Release(ctx, id)
+// deleting keeps messages to the holds that have a manifest's blobs, as pushing does, before the manifest is deleted.
+// Errors: *oci.Error where they cannot be kept: then nothing must be deleted.
+func (n *notifier) deleting(ctx context.Context, c registry.Caller, of owner, repository string, at []syntax.DID, d oci.Digest) (done func(outcome), err error) {
+	in := atcr.HoldNotifyManifestInput{Operation: operationDelete, Repository: repository, UserDid: of.DID.String(), ManifestDigest: d.String()}
+	var ids []int64
+	done = func(what outcome) { _ = n.settle(context.WithoutCancel(ctx), ids, what) } // no answer is waited for
+	for _, hold := range at {
+		id, err := n.keep(ctx, c, of, hold, atcr.HoldNotifyManifestNSID, in)
+		if err != nil {
+			done(notWritten)
+			return nil, err
+		}
+		ids = append(ids, id)
 	}
-	if err != nil {
-		n.logger.Error("a hold is not told of a deletion", "hold", at.String(), "did", of.DID.String(), "error", err)
-	}
+	return done, nil
 }
 
 // keep adds a message. Errors: *oci.Error where too many wait, the database's.
@@ -180,7 +196,7 @@ func (n *notifier) keep(ctx context.Context, c registry.Caller, of owner, at syn
 	if errors.Is(err, outbox.ErrFull) {
 		return 0, &oci.Error{
 			Code: oci.CodeTooManyRequests, RetryAfter: time.Minute, Err: err,
-			Message: fmt.Sprintf("the hold %s has not been told of your earlier pushes yet: try again later, or choose another hold", at),
+			Message: fmt.Sprintf("the hold %s has not been told of your earlier pushes and deletions yet: try again later, or push to another hold", at),
 		}
 	}
 	return id, err
@@ -194,26 +210,30 @@ func blobInfo(d oci.Descriptor) atcr.HoldNotifyManifestBlobInfo {
 // that it does not take. An error without a name is not a hold's, but that of a proxy before one that is being
 // started: the message is sent again. A membership is refused for good in any case: who may push without one must not have
 // the messages behind it wait.
-func (n *notifier) deliver(ctx context.Context, m outbox.Message) error {
+func (n *notifier) deliver(ctx context.Context, m outbox.Message) (err error) {
 	did := syntax.DID(m.To)
+	defer func() {
+		if err != nil && n.clock().Sub(m.Since) > keptFor {
+			err = fmt.Errorf("%w: not delivered in %d days: %w", outbox.ErrRefused, keptFor/(24*time.Hour), err)
+		}
+	}()
 	at, err := n.holds.find(ctx, did)
 	if err != nil {
 		return err
 	}
-	c := registry.Caller{Subject: m.Sender, Session: m.Session}
-	get := n.calls.tokens.ServiceToken
-	if m.Kind == atcr.HoldRequestCrewNSID {
-		get = n.calls.tokens.OnceToken
-	}
-	err = n.calls.with(ctx, c, at, m.Kind, get, func(token string) error {
-		call, err := xrpc.JSONCall(at.URL, m.Kind, token, json.RawMessage(m.Body))
-		if err != nil {
+	if !m.Released {
+		if there, err := n.stillThere(ctx, m); there || err != nil {
 			return err
 		}
-		return n.calls.upstream.JSON(ctx, call, nil)
-	})
-	if errors.Is(err, session.ErrGone) {
-		return fmt.Errorf("%w: nobody is signed in any more: %w", outbox.ErrRefused, err)
+	}
+	err = n.send(ctx, at, m)
+	if errors.Is(err, session.ErrGone) { // they may have signed in again, or do so one day
+		other, otherErr := n.sessions.Another(ctx, syntax.DID(m.Sender), m.Session)
+		if otherErr != nil {
+			return errors.Join(err, otherErr)
+		}
+		m.Session = other.ID
+		err = n.send(ctx, at, m)
 	}
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
 	if !ok || e.Invalid {
@@ -228,4 +248,43 @@ func (n *notifier) deliver(ctx context.Context, m outbox.Message) error {
 		return fmt.Errorf("%w: %w", outbox.ErrRefused, err)
 	}
 	return err
+}
+
+func (n *notifier) send(ctx context.Context, at *hold, m outbox.Message) error {
+	c := registry.Caller{Subject: m.Sender, Session: m.Session}
+	get := n.calls.tokens.ServiceToken
+	if m.Kind == atcr.HoldRequestCrewNSID {
+		get = n.calls.tokens.OnceToken
+	}
+	return n.calls.with(ctx, c, at, m.Kind, get, func(token string) error {
+		call, err := xrpc.JSONCall(at.URL, m.Kind, token, json.RawMessage(m.Body))
+		if err != nil {
+			return err
+		}
+		return n.calls.upstream.JSON(ctx, call, nil)
+	})
+}
+
+// stillThere tells whether a message speaks of a deletion that was perhaps never made, and is not so. A hold that was told of
+// it would let the image's blobs go.
+func (n *notifier) stillThere(ctx context.Context, m outbox.Message) (bool, error) {
+	var in atcr.HoldNotifyManifestInput
+	if m.Kind != atcr.HoldNotifyManifestNSID || json.Unmarshal(m.Body, &in) != nil || in.Operation != operationDelete {
+		return false, nil
+	}
+	did := syntax.DID(m.Sender)
+	who, err := n.holds.directory.LookupDID(ctx, did)
+	if err != nil {
+		return false, err
+	}
+	for _, rkey := range manifestRkeys(in.Repository, oci.Digest(in.ManifestDigest)) {
+		f, err := getRecord[atcr.Manifest](ctx, n.calls.upstream, who.PDS(), did, atcr.ManifestNSID, rkey)
+		if err != nil {
+			return false, err
+		}
+		if f != nil && f.Value.Repository == in.Repository && holdOf(&f.Value).String() == m.To {
+			return true, nil
+		}
+	}
+	return false, nil
 }

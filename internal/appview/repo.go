@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -55,13 +56,16 @@ const maxRecordAnswerBytes = 2 << 20
 const (
 	listPageRecords = 50
 	listPageBytes   = 8 << 20 // 50 records of the size that this AppView writes at most, and some
-	listPages       = 60
+	// A list that is longer than these is none that can be read here: it fails, since nobody may take a part for the whole.
+	listPages = 2000 // 100,000 records
+	listBytes = 256 << 20
 )
 
-// listRecords gives each record of a collection to visit, newest keys first, until it returns false. At most
-// 3,000 are read. Records of another form are left out. Errors: *xrpc.UpstreamError.
+// listRecords gives each record of a collection to visit, newest keys first, until it returns false. Records of
+// another form are left out. Errors: *xrpc.UpstreamError, of a list without end too.
 func listRecords[T any](ctx context.Context, u xrpc.Upstream, of owner, collection string, visit func(found[T]) bool) error {
-	cursor := ""
+	const nsid = "com.atproto.repo.listRecords"
+	cursor, room := "", listBytes
 	for range listPages {
 		query := url.Values{"repo": {of.DID.String()}, "collection": {collection}, "limit": {strconv.Itoa(listPageRecords)}}
 		if cursor != "" {
@@ -75,7 +79,7 @@ func listRecords[T any](ctx context.Context, u xrpc.Upstream, of owner, collecti
 				Value json.RawMessage `json:"value"`
 			} `json:"records"`
 		}
-		err := u.JSON(ctx, xrpc.UpstreamCall{Base: of.PDS, NSID: "com.atproto.repo.listRecords", Query: query, Limit: listPageBytes}, &page)
+		err := u.JSON(ctx, xrpc.UpstreamCall{Base: of.PDS, NSID: nsid, Query: query, Limit: listPageBytes}, &page)
 		if missing(err) {
 			return nil
 		}
@@ -83,6 +87,7 @@ func listRecords[T any](ctx context.Context, u xrpc.Upstream, of owner, collecti
 			return err
 		}
 		for _, r := range page.Records {
+			room -= len(r.Value)
 			f := found[T]{Rkey: r.URI[strings.LastIndexByte(r.URI, '/')+1:], CID: r.CID}
 			if json.Unmarshal(r.Value, &f.Value) == nil && !visit(f) {
 				return nil
@@ -91,9 +96,12 @@ func listRecords[T any](ctx context.Context, u xrpc.Upstream, of owner, collecti
 		if page.Cursor == "" || page.Cursor == cursor || len(page.Records) == 0 {
 			return nil
 		}
+		if room < 0 {
+			break
+		}
 		cursor = page.Cursor
 	}
-	return nil
+	return &xrpc.UpstreamError{Host: xrpc.HostOf(of.PDS), NSID: nsid, Status: http.StatusOK, Invalid: true, Err: fmt.Errorf("%s has more than can be listed", collection)}
 }
 
 // errBlobMissing says that the PDS has no such blob.

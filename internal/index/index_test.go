@@ -365,7 +365,7 @@ func TestReadModels(t *testing.T) {
 		if names, err := w.TagNames(ctx, alice, "team/app", 10); err != nil || !slices.Equal(names, []string{"1.0"}) {
 			t.Errorf("%v, %v", names, err)
 		}
-		referrers, err := w.Referrers(ctx, alice, "team/app", digest("index"), 10)
+		referrers, err := w.Referrers(ctx, alice, "team/app", digest("index"))
 		if err != nil || len(referrers) != 1 || referrers[0].ArtifactType != "application/vnd.example.signature" {
 			t.Errorf("referrers: %+v, %v", referrers, err)
 		}

@@ -200,7 +200,7 @@ func (x *Index) Manifests(ctx context.Context, did syntax.DID, repository string
 	}
 	out, err := x.manifests(ctx, `WHERE m.did = ? AND m.repository = ? AND (m.created_at < ? OR m.created_at = ? AND m.rkey > ?)
 		ORDER BY m.created_at DESC, m.rkey LIMIT ?`, did.String(), repository, at, at, rkey, limit)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrTooLong) { // a shorter page says where the next begins, too
 		return nil, err
 	}
 	for _, m := range out {

@@ -138,19 +138,23 @@ func (x *Index) TagNames(ctx context.Context, did syntax.DID, repository string,
 	return out, rows.Err()
 }
 
-// Referrers are the manifests of a repository that name subject, newest first, at most limit; "" for those
-// that name any.
-func (x *Index) Referrers(ctx context.Context, did syntax.DID, repository, subject string, limit int) ([]*Manifest, error) {
+// ErrTooLong says that a list is longer than what is kept in memory of one.
+var ErrTooLong = errors.New("the list is too long")
+
+// Referrers are the manifests of a repository that name subject, newest first; "" for those that name any. Errors:
+// ErrTooLong.
+func (x *Index) Referrers(ctx context.Context, did syntax.DID, repository, subject string) ([]*Manifest, error) {
 	if subject == "" {
-		return x.manifests(ctx, `WHERE m.did = ? AND m.repository = ? AND m.subject <> '' ORDER BY m.created_at DESC, m.rkey LIMIT ?`, did.String(), repository, limit)
+		return x.manifests(ctx, `WHERE m.did = ? AND m.repository = ? AND m.subject <> '' ORDER BY m.created_at DESC, m.rkey`, did.String(), repository)
 	}
-	return x.manifests(ctx, `WHERE m.did = ? AND m.repository = ? AND m.subject = ? AND m.subject <> '' ORDER BY m.created_at DESC, m.rkey LIMIT ?`,
-		did.String(), repository, subject, limit)
+	return x.manifests(ctx, `WHERE m.did = ? AND m.repository = ? AND m.subject = ? AND m.subject <> '' ORDER BY m.created_at DESC, m.rkey`,
+		did.String(), repository, subject)
 }
 
 // listBytes bounds the memory of one list: annotations are other people's.
-const listBytes = 16 << 20
+const listBytes = 32 << 20
 
+// manifests are the rows that where selects. Errors: ErrTooLong, with as many as there was room for.
 func (x *Index) manifests(ctx context.Context, where string, args ...any) ([]*Manifest, error) {
 	rows, err := x.db.Reader().QueryContext(ctx, `SELECT `+manifestColumns+` FROM index_manifest m `+where, args...)
 	if err != nil {
@@ -158,14 +162,17 @@ func (x *Index) manifests(ctx context.Context, where string, args ...any) ([]*Ma
 	}
 	defer func() { _ = rows.Close() }()
 	var out []*Manifest
-	for room := listBytes; room > 0 && rows.Next(); {
+	for room := listBytes; rows.Next(); {
 		m, err := scanManifest(rows)
 		if err != nil {
 			return nil, err
 		}
-		room -= 1024
+		room -= 512
 		for k, v := range m.Annotations {
 			room -= len(k) + len(v)
+		}
+		if room < 0 {
+			return out, ErrTooLong
 		}
 		out = append(out, m)
 	}

@@ -348,7 +348,8 @@ func (i *Ingester) identityChanged(ctx context.Context, name, source string) err
 }
 
 // accountChanged takes what an event says of a followed account's status, which nobody signed: it is asked at
-// the account's PDS, and where that does not answer the account is hidden, and nothing of it removed.
+// the account's PDS. Where that does not answer, a relay is believed as far as the account is hidden, and nothing of it
+// removed; a Jetstream, which proves nothing, is not.
 func (i *Ingester) accountChanged(ctx context.Context, name string, active bool, said, source string) error {
 	did, err := syntax.ParseDID(name)
 	if err != nil {
@@ -362,7 +363,7 @@ func (i *Ingester) accountChanged(ctx context.Context, name string, active bool,
 	i.metrics.events.WithLabelValues("account").Inc()
 	found, err := i.accountStatus(ctx, did)
 	if err != nil {
-		if active {
+		if active || source == JetstreamSource {
 			return i.doubt(ctx, did)
 		}
 		found = "deactivated"

@@ -203,6 +203,14 @@ func (i *Ingester) setLive(source string, live bool) {
 	}
 }
 
+// lateness is a timer that has a stream not be live while what it brought is not followed: while a PDS that is asked
+// does not answer, or the Sink does not take it. It is not running yet.
+func (i *Ingester) lateness(source string) *time.Timer {
+	late := time.AfterFunc(time.Hour, func() { i.setLive(source, false) })
+	late.Stop()
+	return late
+}
+
 func (i *Ingester) poke() {
 	select {
 	case i.wake <- struct{}{}:

@@ -91,8 +91,8 @@ func (s *jetstream) run(ctx context.Context) (read bool, err error) {
 		return false, err
 	}
 	defer func() { _ = conn.CloseNow() }()
-	go keepAlive(ctx, conn)
 	frames, failed := readFrames(ctx, conn, maxJetstreamBytes)
+	go keepAlive(ctx, conn, frames)
 	return r.run(ctx, frames, failed)
 }
 
@@ -115,6 +115,8 @@ func (r *jetstreamReader) run(ctx context.Context, frames <-chan []byte, failed 
 	defer idle.Stop()
 	save := time.NewTicker(cursorEvery)
 	defer save.Stop()
+	late := r.ingester.lateness(JetstreamSource)
+	defer late.Stop()
 	for {
 		select {
 		case frame, open := <-frames:
@@ -122,6 +124,7 @@ func (r *jetstreamReader) run(ctx context.Context, frames <-chan []byte, failed 
 				return read, <-failed
 			}
 			read = true
+			late.Reset(liveLag)
 			if err := r.take(ctx, frame); err != nil {
 				return read, err
 			}
@@ -130,9 +133,14 @@ func (r *jetstreamReader) run(ctx context.Context, frames <-chan []byte, failed 
 					return read, err
 				}
 			}
+			if len(frames) == 0 {
+				late.Stop()
+			}
 			idle.Reset(quiet)
 		case <-idle.C:
-			r.ingester.setLive(JetstreamSource, true)
+			if len(frames) == 0 {
+				r.ingester.setLive(JetstreamSource, true)
+			}
 		case <-save.C:
 			if err := r.flush(ctx); err != nil {
 				return read, err

@@ -206,3 +206,51 @@ func TestJetstreamProofOfAnother(t *testing.T) {
 		t.Errorf("asked %d times, the tag names %s", another.Fired(), w.tagged(w.alice, "1"))
 	}
 }
+
+// blocked is a Sink that takes nothing for a while.
+type blocked struct {
+	ingest.Sink
+	until chan struct{}
+	begun chan struct{}
+}
+
+func (b *blocked) CID(ctx context.Context, did syntax.DID, collection, rkey string) (string, error) {
+	if rkey == "app:stall" {
+		close(b.begun)
+		<-b.until
+	}
+	return b.Sink.CID(ctx, did, collection, rkey)
+}
+
+// Would catch a firehose that is believed to be up to date while what it brought is not followed.
+func TestJetstreamStalled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.tag(w.alice, "1", "one")
+	f := newFirehose(t, websocket.MessageText, said(w.alice.DID, "create", atcr.TagNSID, "app:1", "", time.Now()))
+	b := &blocked{Sink: w.sink, until: make(chan struct{}), begun: make(chan struct{})}
+	i, _ := w.run(func(c *ingest.Config) { c.Jetstreams, c.Sink = []string{f.URL}, b })
+	w.eventually("alice", w.complete(w.alice))
+	w.eventually("it is live", func() bool { return i.Live(ingest.JetstreamSource) })
+	f.send(said(w.alice.DID, "update", atcr.TagNSID, "app:stall", "x", time.Now()))
+	<-b.begun
+	w.eventually("it is no longer live", func() bool { return !i.Live(ingest.JetstreamSource) })
+	close(b.until)
+	w.eventually("it is live again", func() bool { return i.Live(ingest.JetstreamSource) })
+}
+
+// Would catch a Jetstream that has an account hidden whose PDS is down.
+func TestJetstreamHidesNobody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.tag(w.alice, "1", "one")
+	f := newFirehose(t, websocket.MessageText, said(w.alice.DID, "create", atcr.TagNSID, "app:1", "", time.Now()))
+	_, _ = w.run(func(c *ingest.Config) { c.Jetstreams = []string{f.URL} })
+	w.eventually("alice", w.complete(w.alice))
+	w.PDS.Inject(func(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/xrpc/com.atproto.sync.") }, devnet.Down())
+	f.send(fmt.Appendf(nil, `{"did":%q,"time_us":%d,"kind":"account","account":{"active":false,"did":%q,"status":"takendown"}}`, w.alice.DID, time.Now().UnixMicro(), w.alice.DID))
+	w.eventually("it is not believed to be complete", func() bool { return !w.complete(w.alice)() })
+	if r, _, err := w.sink.Repo(t.Context(), syntax.DID(w.alice.DID)); err != nil || !r.Active {
+		t.Errorf("%+v, %v", r, err)
+	}
+}

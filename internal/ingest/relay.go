@@ -18,14 +18,14 @@ import (
 
 const (
 	dialTimeout = 20 * time.Second
-	pingEvery   = 20 * time.Second
-	pongTimeout = 20 * time.Second
+	pingEvery   = 5 * time.Second
+	pongTimeout = 10 * time.Second
 	// framesAhead are those that were read and not looked at yet: with maxFrameBytes the memory of a stream.
 	framesAhead = 8
 	batchEvents = 200
 	cursorEvery = 5 * time.Second
-	// liveLag is how late an event may come from a stream that is up to date, idleLive how long nothing comes
-	// from one that has told all.
+	// liveLag is how late an event may come from a stream that is up to date, and how long it may take to be followed;
+	// idleLive how long nothing comes from one that has told all.
 	liveLag  = 10 * time.Second
 	idleLive = 2 * time.Second
 	// regressions are how many events in a row may be older than what came before.
@@ -110,8 +110,9 @@ func readFrames(ctx context.Context, conn *websocket.Conn, limit int64) (frames 
 	return out, end
 }
 
-// keepAlive notices a server that has gone without a word.
-func keepAlive(ctx context.Context, conn *websocket.Conn) {
+// keepAlive notices a server that has gone without a word. Where frames wait to be looked at, it is not the server that is
+// silent.
+func keepAlive(ctx context.Context, conn *websocket.Conn, frames <-chan []byte) {
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
 	for {
@@ -120,10 +121,13 @@ func keepAlive(ctx context.Context, conn *websocket.Conn) {
 			return
 		case <-ticker.C:
 		}
+		if len(frames) == cap(frames) {
+			continue
+		}
 		pong, cancel := context.WithTimeout(ctx, pongTimeout)
 		err := conn.Ping(pong)
 		cancel()
-		if err != nil {
+		if err != nil && len(frames) < cap(frames) {
 			_ = conn.CloseNow() // the reader ends
 			return
 		}
@@ -144,11 +148,13 @@ type relayReader struct {
 func (r *relayReader) run(ctx context.Context, conn *websocket.Conn, frames <-chan []byte, failed <-chan error) (read bool, err error) {
 	alive, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go keepAlive(alive, conn)
+	go keepAlive(alive, conn, frames)
 	idle := time.NewTimer(idleLive)
 	defer idle.Stop()
 	save := time.NewTicker(cursorEvery)
 	defer save.Stop()
+	late := r.ingester.lateness(r.source)
+	defer late.Stop()
 	for {
 		select {
 		case frame, open := <-frames:
@@ -156,6 +162,7 @@ func (r *relayReader) run(ctx context.Context, conn *websocket.Conn, frames <-ch
 				return read, errors.Join(<-failed, r.flush(context.WithoutCancel(ctx)))
 			}
 			read = true
+			late.Reset(liveLag)
 			if err := r.take(ctx, frame); err != nil {
 				return read, errors.Join(err, r.flush(context.WithoutCancel(ctx)))
 			}
@@ -164,9 +171,14 @@ func (r *relayReader) run(ctx context.Context, conn *websocket.Conn, frames <-ch
 					return read, err
 				}
 			}
+			if len(frames) == 0 {
+				late.Stop()
+			}
 			idle.Reset(idleLive)
 		case <-idle.C:
-			r.ingester.setLive(r.source, true) // it has told all
+			if len(frames) == 0 { // it has told all
+				r.ingester.setLive(r.source, true)
+			}
 		case <-save.C:
 			if err := r.flush(ctx); err != nil {
 				return read, err

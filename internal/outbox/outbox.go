@@ -45,6 +45,9 @@ type Message struct {
 	Kind    string
 	Session string // by which the sender is spoken for
 	Body    []byte
+	Since   time.Time // when it was added
+	// Released: its sender said that what it tells of was done. Else nobody knows, and it goes because its time is up.
+	Released bool
 }
 
 // Config is what Open needs.
@@ -67,6 +70,8 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_lane ON outbox (sender, recipient, id);
 `, `
 ALTER TABLE outbox ADD COLUMN claimed_until INTEGER NOT NULL DEFAULT 0;
+`, `
+ALTER TABLE outbox ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
 `}
 
 // Personal is what waits to be said in people's names.
@@ -148,7 +153,7 @@ func (o *Outbox) Add(ctx context.Context, m Message) (id int64, err error) {
 
 // Release lets a message go.
 func (o *Outbox) Release(ctx context.Context, id int64) error {
-	err := o.exec(ctx, `UPDATE outbox SET due_at = ? WHERE id = ?`, o.config.Now().UnixMilli(), id)
+	err := o.exec(ctx, `UPDATE outbox SET due_at = ?, released = 1 WHERE id = ?`, o.config.Now().UnixMilli(), id)
 	o.poke()
 	return err
 }
@@ -273,8 +278,10 @@ func (o *Outbox) claim(ctx context.Context) (m Message, attempts int, err error)
 	}
 	err = o.config.DB.WriteRelaxed(ctx, func(tx *sql.Tx) error {
 		m = Message{}
-		err := tx.QueryRowContext(ctx, `SELECT o.id, o.sender, o.recipient, o.kind, o.session, o.body, o.attempts `+due+o.config.DB.SkipLocked(), now.UnixMilli()).
-			Scan(&m.ID, &m.Sender, &m.To, &m.Kind, &m.Session, &m.Body, &attempts)
+		var since, released int64
+		err := tx.QueryRowContext(ctx, `SELECT o.id, o.sender, o.recipient, o.kind, o.session, o.body, o.created_at, o.released, o.attempts `+due+o.config.DB.SkipLocked(), now.UnixMilli()).
+			Scan(&m.ID, &m.Sender, &m.To, &m.Kind, &m.Session, &m.Body, &since, &released, &attempts)
+		m.Since, m.Released = time.UnixMilli(since), released != 0
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"atcr.io/internal/httpx"
@@ -21,7 +20,6 @@ func (s *Server) getManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	q.caller.Fresh = strings.Contains(strings.ToLower(r.Header.Get("Cache-Control")), "no-cache")
 	m, err := s.Manifests.Get(r.Context(), q.caller, q.path.Name, reference)
 	if err != nil {
 		return s.challenged(w, q, err)

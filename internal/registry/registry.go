@@ -227,7 +227,7 @@ func (s *Server) authorised(row route) httpx.Handler {
 			return s.challenged(w, q, err)
 		}
 		event.DID = caller.Subject
-		q.caller = caller
+		q.caller, q.caller.Fresh = caller, wantsFresh(r)
 		err = row.serve(w, r)
 		s.charge(r, caller, err)
 		return err

@@ -82,6 +82,15 @@ func (s *Store) SessionFor(ctx context.Context, a Account) (Session, error) {
 	return Session{ID: t.id, DID: t.did}, nil
 }
 
+// Another is the session of a person that was used last, but for one. Errors: ErrGone (there is none).
+func (s *Store) Another(ctx context.Context, did syntax.DID, not string) (Session, error) {
+	t, err := s.scan(s.db.Reader().QueryRowContext(ctx, `SELECT `+columns+` FROM session WHERE did = ? AND id <> ? ORDER BY used_at DESC LIMIT 1`, did.String(), not))
+	if err != nil {
+		return Session{}, err
+	}
+	return Session{ID: t.id, DID: t.did}, nil
+}
+
 // End ends a session of a person: here, where browsers that it signed in are signed out, and at its server. It
 // is ended here even where the server cannot be reached. Errors: ErrGone (there is no such session of theirs).
 func (s *Store) End(ctx context.Context, did syntax.DID, id string) error {
