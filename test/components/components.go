@@ -1,6 +1,6 @@
 // Package components owns starting and stopping the servers that the tests run against and that nobody here
 // wrote: the reference PDS with its PLC directory, an S3 server, PostgreSQL, a docker daemon, the distribution
-// registry.
+// registry. It also listens for those that run in a test's own process.
 // It refuses to know anything of ATCR, and to skip: a component that is missing fails the test.
 //
 // Each server gets free ports on loopback and a folder of its own, so that tests start as many as they like

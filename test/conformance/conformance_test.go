@@ -7,18 +7,14 @@ package conformance
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -134,32 +130,10 @@ func suite(t *testing.T, registry string, alice people, version string, options 
 
 func tail(out []byte) []byte { return out[max(0, len(out)-3000):] }
 
-func listen(t *testing.T) (net.Listener, string) {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l, strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
-}
-
-func serve(t *testing.T, l net.Listener, h http.Handler, closer io.Closer) {
-	t.Helper()
-	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}}
-	s.Start()
-	t.Cleanup(func() {
-		s.Close()
-		if err := closer.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 // startHold returns the hold's DID.
 func startHold(t *testing.T, alice people, settings []string) string {
 	t.Helper()
-	l, port := listen(t)
+	l, port := components.Listen(t)
 	var config hold.Config
 	err := envconf.Load(append(settings,
 		"HOLD_PUBLIC_URL=http://localhost:"+port, "HOLD_OWNER="+alice.did, "HOLD_PLC_URL="+alice.plc, "HOLD_PUBLIC=true",
@@ -172,14 +146,14 @@ func startHold(t *testing.T, alice people, settings []string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve(t, l, h.Handler(), h)
+	components.Serve(t, l, h.Handler(), h)
 	return h.DID().String()
 }
 
 // startAppView returns its host and port, and how many requests of uploads went past it.
 func startAppView(t *testing.T, alice people, holdDID, uploads, databaseURL string) (registry string, direct *atomic.Int64) {
 	t.Helper()
-	l, port := listen(t)
+	l, port := components.Listen(t)
 	var config appview.Config
 	err := envconf.Load([]string{
 		"ATCR_BASE_URL=http://127.0.0.1:" + port, "ATCR_DEFAULT_HOLD_DID=" + holdDID, "ATCR_DATABASE_DIR=" + t.TempDir(), "ATCR_PLC_URL=" + alice.plc, "ATCR_DATABASE_URL=" + databaseURL,
@@ -201,7 +175,7 @@ func startAppView(t *testing.T, alice people, holdDID, uploads, databaseURL stri
 		all.processes = append(all.processes, a)
 	}
 	front := &follower{appview: all, hold: "http://" + strings.ReplaceAll(strings.TrimPrefix(holdDID, "did:web:"), "%3A", ":")}
-	serve(t, l, front, all)
+	components.Serve(t, l, front, all)
 	return "127.0.0.1:" + port, &front.direct
 }
 
