@@ -45,16 +45,18 @@ type client struct {
 	deeds  map[string]func(ctx context.Context) error
 }
 
+// makers are all clients.
+var makers = []struct {
+	name string
+	make func(*fixture) client
+}{
+	{"docker", (*fixture).docker}, {"podman", (*fixture).podman}, {"buildah", (*fixture).buildah}, {"ctr", (*fixture).ctr}, {"skopeo", (*fixture).skopeo},
+	{"crane", (*fixture).crane}, {"regctl", (*fixture).regctl}, {"oras", (*fixture).oras}, {"helm", (*fixture).helm}, {"cosign", (*fixture).cosign},
+}
+
 // Would catch anything that only some clients can do here.
 func TestClients(t *testing.T) {
-	n := startNetwork(t)
-	makers := []struct {
-		name string
-		make func(*fixture) client
-	}{
-		{"docker", (*fixture).docker}, {"podman", (*fixture).podman}, {"buildah", (*fixture).buildah}, {"ctr", (*fixture).ctr}, {"skopeo", (*fixture).skopeo},
-		{"crane", (*fixture).crane}, {"regctl", (*fixture).regctl}, {"oras", (*fixture).oras}, {"helm", (*fixture).helm}, {"cosign", (*fixture).cosign},
-	}
+	n := startNetwork(t, false)
 	all, results := make([]client, len(makers)), make([]map[string]string, len(makers))
 	for i, m := range makers {
 		t.Run(m.name, func(t *testing.T) {
@@ -107,6 +109,9 @@ func try(t *testing.T, n *network, c client) map[string]string {
 			t.Errorf("%s: %v", d.name, err)
 			out[d.name] = "no"
 		}
+	}
+	if _, faults := n.witness.take(); len(faults) > 0 {
+		t.Errorf("credentials leave the AppView: %q", faults)
 	}
 	for name := range c.deeds {
 		if !slices.ContainsFunc(deeds, func(d struct{ name, about string }) bool { return d.name == name }) {

@@ -15,7 +15,7 @@ import (
 // Would catch a credential helper that one of the clients cannot use: none of them is logged in, each asks the
 // helper, which knows alice, in its own way.
 func TestCredentialHelper(t *testing.T) {
-	n := startNetwork(t)
+	n := startNetwork(t, false)
 	f := &fixture{t: t, network: n, small: newImage(t, 100<<10)}
 	dir := t.TempDir()
 	helper := filepath.Join(dir, "docker-credential-atcr")

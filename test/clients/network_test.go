@@ -6,11 +6,11 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
-	"strconv"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -32,9 +32,11 @@ type network struct {
 	other    string // host:port of the other registry
 	appview  *cutter
 	hold     *cutter
+	witness  *witness
 }
 
-func startNetwork(t *testing.T) *network {
+// startNetwork starts them, with blobs in a folder or in a bucket. Settings, of the hold or the AppView, go before those here.
+func startNetwork(t *testing.T, bucket bool, settings ...string) *network {
 	t.Helper()
 	local, err := devnet.Start(t.Context(), devnet.Config{Accounts: []string{"alice.test"}})
 	if err != nil {
@@ -45,33 +47,61 @@ func startNetwork(t *testing.T) *network {
 			t.Error(err)
 		}
 	})
-	n := &network{alice: local.Accounts[0], other: components.StartDistribution(t, nil, "").Host}
+	n := &network{alice: local.Accounts[0], other: components.StartDistribution(t, nil, "").Host, witness: newWitness()}
 	quiet := slog.New(slog.DiscardHandler)
 
-	var port string
-	n.hold, port = listen(t)
+	storage := []string{"STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir()}
+	if bucket {
+		storage = n.startStorage(t)
+	}
+	l, port := components.Listen(t)
+	n.hold = &cutter{Listener: l}
 	var holdConfig hold.Config
-	load(t, hold.Prefix, &holdConfig,
-		"HOLD_PUBLIC_URL=http://localhost:"+port, "HOLD_OWNER="+n.alice.DID, "HOLD_PLC_URL="+local.PLCURL, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true",
-		"HOLD_DATABASE_DIR="+t.TempDir(), "HOLD_DEBUG_ADDR=", "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir())
+	load(t, hold.Prefix, &holdConfig, slices.Concat(storage, []string{
+		"HOLD_PUBLIC_URL=http://localhost:" + port, "HOLD_OWNER=" + n.alice.DID, "HOLD_PLC_URL=" + local.PLCURL, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true",
+		"HOLD_DATABASE_DIR=" + t.TempDir(), "HOLD_DEBUG_ADDR=",
+	}, settings)...)
 	h, err := hold.Open(t.Context(), holdConfig, quiet, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve(t, n.hold, h.Handler(), h)
+	components.Serve(t, n.hold, n.witness.at("hold", h.Handler(), h.DID().String()), h)
 
-	n.appview, port = listen(t)
+	l, port = components.Listen(t)
+	n.appview = &cutter{Listener: l}
 	n.registry = "127.0.0.1:" + port
 	var config appview.Config
-	load(t, appview.Prefix, &config,
-		"ATCR_BASE_URL=http://"+n.registry, "ATCR_DEFAULT_HOLD_DID="+h.DID().String(), "ATCR_DATABASE_DIR="+t.TempDir(), "ATCR_PLC_URL="+local.PLCURL,
-		"ATCR_HANDLE_RESOLVER_URL="+local.PDSURL, "ATCR_DEBUG_ADDR=", "TEST_MODE=true")
+	load(t, appview.Prefix, &config, slices.Concat([]string{
+		"ATCR_BASE_URL=http://" + n.registry, "ATCR_DEFAULT_HOLD_DID=" + h.DID().String(), "ATCR_DATABASE_DIR=" + t.TempDir(), "ATCR_PLC_URL=" + local.PLCURL,
+		"ATCR_HANDLE_RESOLVER_URL=" + local.PDSURL, "ATCR_DEBUG_ADDR=", "TEST_MODE=true",
+	}, settings)...)
 	a, err := appview.Open(t.Context(), config, quiet, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve(t, n.appview, a.Handler(), a)
+	components.Serve(t, n.appview, n.witness.atAppView(a.Handler()), a)
 	return n
+}
+
+// startStorage starts an S3 server whose presigned URLs lead past the witness, and returns the settings of a hold for it.
+func (n *network) startStorage(t *testing.T) []string {
+	t.Helper()
+	s3 := components.StartVersityGW(t)
+	s3.CreateBucket(t, "blobs")
+	target, err := url.Parse(s3.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
+		r.Out.Host = r.In.Host // as it was signed
+	}}
+	l, port := components.Listen(t)
+	components.Serve(t, l, n.witness.at("storage", proxy, ""), io.NopCloser(nil))
+	return []string{
+		"STORAGE_DRIVER=s3", "S3_ENDPOINT=" + s3.Endpoint, "S3_PUBLIC_ENDPOINT=http://localhost:" + port, "S3_BUCKET=blobs",
+		"AWS_ACCESS_KEY_ID=" + s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s3.SecretKey,
+	}
 }
 
 func load(t *testing.T, prefix string, config any, environ ...string) {
@@ -86,28 +116,6 @@ func load(t *testing.T, prefix string, config any, environ ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func listen(t *testing.T) (*cutter, string) {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &cutter{Listener: l}, strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
-}
-
-func serve(t *testing.T, l net.Listener, h http.Handler, closer io.Closer) {
-	t.Helper()
-	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}}
-	s.Start()
-	t.Cleanup(func() {
-		s.Close()
-		if err := closer.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // cutter is a listener that can cut one connection once so many bytes have come in, or gone out.
