@@ -13,8 +13,6 @@ import (
 
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
 	"github.com/bluesky-social/indigo/atproto/repo"
-	"github.com/bluesky-social/indigo/atproto/syntax"
-	"github.com/ipfs/go-cid"
 
 	"atcr.io/internal/pds"
 )
@@ -329,31 +327,4 @@ func sections(t testing.TB, car []byte) (out [][]byte) {
 		out, car = append(out, car[n:n+int(size)]), car[n+int(size):]
 	}
 	return out
-}
-
-// FuzzReadArchive would catch bytes that end the process, or a repo that is believed and cannot be imported.
-func FuzzReadArchive(f *testing.F) {
-	w := newWorld(f)
-	w.fill(f, 12)
-	good := w.export(f)
-	w.host.Close()
-	_ = w.db.Close() // what it does beside would pass for what an input does
-	f.Add(good)
-	f.Add(good[:len(good)/2])
-	f.Add([]byte{})
-	dir := f.TempDir()
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		a, err := pds.ReadArchive(t.Context(), bytes.NewReader(raw), dir)
-		if err != nil {
-			return
-		}
-		defer func() { _ = a.Close() }()
-		err = a.Each(t.Context(), func(path string, _ cid.Cid, _ []byte) error {
-			_, _, err := syntax.ParseRepoPath(path)
-			return err
-		})
-		if err != nil {
-			t.Error(err)
-		}
-	})
 }

@@ -172,8 +172,9 @@ func (t target) once(ctx context.Context, each time.Duration, cache string) (str
 	}
 	ctx, cancel := context.WithTimeout(ctx, each+grace)
 	defer cancel()
+	// Not for a second each, which is the default form: with every new input that would be all that a short run does.
 	cmd := exec.CommandContext(ctx, t.binary, "-test.run=^$", "-test.fuzz=^"+t.name+"$", "-test.fuzztime="+each.String(),
-		"-test.parallel=1", "-test.fuzzminimizetime=1s", "-test.fuzzcachedir="+filepath.Join(cache, t.pkg))
+		"-test.parallel=1", "-test.fuzzminimizetime=100x", "-test.fuzzcachedir="+filepath.Join(cache, t.pkg))
 	cmd.Dir = t.dir
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
