@@ -1,12 +1,15 @@
 package hold
 
 import (
+	"context"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"atcr.io/api/atcr"
+	"atcr.io/internal/pds"
 )
 
 // Would catch a deletion of somebody's data that a collection undoes because their own repo still names what was
@@ -46,5 +49,35 @@ func TestDeletedDataStaysDeleted(t *testing.T) {
 	}
 	if !s.has(t, shared) || !s.has(t, again) {
 		t.Errorf("shared: %v, pushed again: %v", s.has(t, shared), s.has(t, again))
+	}
+}
+
+// Would catch statistics of somebody who was erased while they were on their way into a record.
+func TestErasedCountsStayErased(t *testing.T) {
+	t.Parallel()
+	_, c, s := collecting(t)
+	var publishing sync.WaitGroup
+	s.repo.OnCommit(func(ops []pds.Op) {
+		if op := ops[0]; op.Collection == atcr.HoldLayerNSID && !op.CID.Defined() {
+			publishing.Go(func() {
+				if err := s.publishStats(context.WithoutCancel(t.Context())); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	})
+	for round := range 20 {
+		layer := s.push(t, writer, []byte("layer"))
+		c.advance(time.Hour) // the next push counts
+		if a := s.notify(t, writer, message(writer, "app", "mine", layer)); a.status != http.StatusOK {
+			t.Fatal(a.body)
+		}
+		if a := s.call(t, writer, atcr.HoldDeleteUserDataNSID, struct{}{}); a.status != http.StatusOK {
+			t.Fatal(a.body)
+		}
+		publishing.Wait()
+		if stats := s.records(t, atcr.HoldStatsNSID)[atcr.StatsRkey(writer.String(), "app")]; stats != "" {
+			t.Fatalf("round %d: %s", round, stats)
+		}
 	}
 }

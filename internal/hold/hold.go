@@ -81,6 +81,7 @@ type Hold struct {
 	handler    http.Handler
 
 	following   following
+	counting    sync.Mutex // counts on their way into records
 	registering sync.Mutex // one registration at a time, so that the day's number holds
 	collecting  sync.Mutex // one collection at a time
 	collected   *collectMetrics

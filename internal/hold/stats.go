@@ -27,27 +27,27 @@ const (
 // publishStats writes waiting counts into statistics records, a batch a commit.
 func (h *Hold) publishStats(ctx context.Context) error {
 	for {
-		pending, err := h.ledger.Pending(ctx, statsBatch)
-		if err != nil || len(pending) == 0 {
+		if n, err := h.publishCounts(ctx); err != nil || n < statsBatch {
 			return err
-		}
-		if err := h.publishCounts(ctx, pending); err != nil {
-			return err
-		}
-		if len(pending) < statsBatch {
-			return nil
 		}
 	}
 }
 
-func (h *Hold) publishCounts(ctx context.Context, pending []ledger.Counts) error {
+// publishCounts writes one batch, and tells how many it had.
+func (h *Hold) publishCounts(ctx context.Context) (n int, err error) {
+	h.counting.Lock() // what is read here must not be erased before it is written
+	defer h.counting.Unlock()
+	pending, err := h.ledger.Pending(ctx, statsBatch)
+	if err != nil || len(pending) == 0 {
+		return 0, err
+	}
 	counts := make(map[syntax.RecordKey]ledger.Counts, len(pending))
 	writes := make([]pds.Write, 0, len(pending))
 	for _, c := range pending {
 		rkey := syntax.RecordKey(atcr.StatsRkey(c.Owner.String(), c.Repository))
 		stats, err := h.stats(ctx, rkey)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		stats.OwnerDid, stats.Repository, stats.UpdatedAt = c.Owner.String(), c.Repository, timestamp(h.now())
 		stats.PushCount, stats.PullCount = stats.PushCount+c.Pushes, stats.PullCount+c.Pulls
@@ -59,7 +59,7 @@ func (h *Hold) publishCounts(ctx context.Context, pending []ledger.Counts) error
 		}
 		raw, err := json.Marshal(stats)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		counts[rkey] = c
 		writes = append(writes, pds.Write{Action: pds.Put, Collection: atcr.HoldStatsNSID, Rkey: rkey, Value: raw})
@@ -72,7 +72,7 @@ func (h *Hold) publishCounts(ctx context.Context, pending []ledger.Counts) error
 		h.following.counts = nil
 		h.following.mu.Unlock()
 	}()
-	return h.applyAll(ctx, writes)
+	return len(pending), h.applyAll(ctx, writes)
 }
 
 // stats is the record, or an empty one.

@@ -125,14 +125,25 @@ func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 		}
 		found.addTo(&out)
 	}
-	if err := errors.Join(h.uploads.Disown(r.Context(), caller), h.ledger.Erase(r.Context(), caller)); err != nil {
+	late, err := h.eraseCounts(r.Context(), caller)
+	if err = errors.Join(err, h.uploads.Disown(r.Context(), caller)); err != nil {
 		return err
 	}
+	late.addTo(&out)
 	h.quota.forget(caller)
-	found := userRecords{}
-	found.addTo(&out)
 	xrpc.WriteJSON(w, http.StatusOK, out)
 	return nil
+}
+
+// eraseCounts deletes the statistics that came of waiting counts behind the last look, and what the ledger has,
+// those counts included: no record can come of them then.
+func (h *Hold) eraseCounts(ctx context.Context, did syntax.DID) (late userRecords, err error) {
+	h.counting.Lock()
+	defer h.counting.Unlock()
+	if err := h.eachStats(ctx, did, late.addStats); err != nil {
+		return late, err
+	}
+	return late, errors.Join(h.deleteAll(ctx, late.all), h.ledger.Erase(ctx, did))
 }
 
 // deleteRounds bounds how often records are looked for that came meanwhile.
@@ -159,6 +170,11 @@ func (u *userRecords) add(collection syntax.NSID, rkey syntax.RecordKey) {
 	u.all = append(u.all, pds.Write{Action: pds.Delete, Collection: collection, Rkey: rkey})
 }
 
+func (u *userRecords) addStats(record pds.Record) {
+	u.add(atcr.HoldStatsNSID, record.Rkey)
+	u.stats++
+}
+
 // userRecords finds what deleteUserData deletes; the membership last, as long as records are left to be made by it.
 func (h *Hold) userRecords(ctx context.Context, did syntax.DID) (found userRecords, err error) {
 	layers, err := h.ledger.LayersOf(ctx, did)
@@ -169,10 +185,7 @@ func (h *Hold) userRecords(ctx context.Context, did syntax.DID) (found userRecor
 		found.add(atcr.HoldLayerNSID, rkey)
 	}
 	found.layers = int64(len(layers))
-	err = h.eachStats(ctx, did, func(record pds.Record) {
-		found.add(atcr.HoldStatsNSID, record.Rkey)
-		found.stats++
-	})
+	err = h.eachStats(ctx, did, found.addStats)
 	if err != nil {
 		return found, err
 	}
