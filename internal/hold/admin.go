@@ -66,10 +66,10 @@ func (h *Hold) adminHandler() http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		encoder, flush := json.NewEncoder(w), http.NewResponseController(w)
-		tell := func(l Line) {
+		tell := serial(func(l Line) {
 			_ = encoder.Encode(l) // who asked may be gone; the context says so
 			_ = flush.Flush()
-		}
+		})
 		if err := run(r.Context(), h, r, tell); err != nil {
 			tell(Line{Error: err.Error()})
 		}
@@ -149,6 +149,7 @@ func offline(ctx context.Context, config Config, logger *slog.Logger, name strin
 	if !ok {
 		return fmt.Errorf("no command %q", name)
 	}
+	tell = serial(tell)
 	config.repair = repairFor(name, r, tell)
 	return withHold(ctx, config, logger, func(h *Hold) error { return run(ctx, h, r, tell) })
 }

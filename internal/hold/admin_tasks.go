@@ -45,8 +45,9 @@ func adminCollect(ctx context.Context, h *Hold, r *http.Request, tell say) error
 }
 
 func adminFsck(ctx context.Context, h *Hold, _ *http.Request, tell say) error {
-	tell(Line{Text: "comparing the index with the storage …"})
+	end := tell.working(progressEvery, "comparing the index with the storage", nil)
 	rebuilt, err := h.uploads.Rebuild(ctx)
+	end()
 	if err != nil {
 		return err
 	}
@@ -160,8 +161,9 @@ func adminTransfer(ctx context.Context, h *Hold, r *http.Request, tell say) erro
 }
 
 func adminVerify(ctx context.Context, h *Hold, _ *http.Request, tell say) error {
-	tell(Line{Text: "reading every record …"})
+	end := tell.working(progressEvery, "reading every record", nil)
 	records, err := h.repo.Verify(ctx)
+	end()
 	if err != nil {
 		return err
 	}
@@ -193,7 +195,10 @@ func adminExport(ctx context.Context, h *Hold, r *http.Request, tell say) error 
 		out := bufio.NewWriterSize(teller(tell), 64<<10)
 		return errors.Join(h.repo.Export(ctx, out), out.Flush())
 	}
-	if err := create(path, func(f *os.File) error { return h.repo.Export(ctx, f) }); err != nil {
+	end := tell.working(progressEvery, "writing the repo", sizeOf(path))
+	err := create(path, func(f *os.File) error { return h.repo.Export(ctx, f) })
+	end()
+	if err != nil {
 		return err
 	}
 	tell(Line{Text: "the repo is in " + path, Data: map[string]any{"file": path}})

@@ -40,7 +40,10 @@ func adminBackup(ctx context.Context, h *Hold, r *http.Request, tell say) error 
 		return err
 	}
 	defer func() { _ = os.Remove(copied) }()
-	if err := h.db.CopyTo(ctx, copied); err != nil {
+	end := tell.working(progressEvery, "copying the database", sizeOf(copied))
+	err = h.db.CopyTo(ctx, copied)
+	end()
+	if err != nil {
 		return err
 	}
 	err = create(path, func(f *os.File) error {

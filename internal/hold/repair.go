@@ -52,12 +52,13 @@ func (p *repair) run(ctx context.Context, h *Hold, key *atcrypto.PrivateKeyK256)
 	case p.archive != nil:
 		return p.importArchive(ctx, h, key)
 	case p.rebuild:
-		p.tell(Line{Text: "reading every record …"})
+		end := p.tell.working(progressEvery, "reading every record", nil)
 		lost := 0
 		records, err := h.host.Rebuild(ctx, h.did, key, h.handle, func(path string) {
 			lost++
 			p.tell(Line{Text: "damaged, and no more: " + path, Data: map[string]any{"lost": path}})
 		})
+		end()
 		if err != nil {
 			return err
 		}
@@ -73,6 +74,7 @@ func (p *repair) importArchive(ctx context.Context, h *Hold, key *atcrypto.Priva
 	if err := p.believe(ctx, h, key); err != nil {
 		return err
 	}
+	defer p.tell.working(progressEvery, "writing the records", nil)()
 	return h.host.Import(ctx, p.archive, key, h.handle, func(path, blob string) {
 		p.tell(Line{Text: "a blob is missing: " + path + " names " + blob, Data: map[string]any{"record": path, "missing": blob}})
 	})
@@ -120,7 +122,8 @@ func adminRebuild(ctx context.Context, h *Hold, r *http.Request, tell say) error
 //
 // Errors: sentences for an operator.
 func Import(ctx context.Context, config Config, logger *slog.Logger, car io.Reader, knownKey string, tell func(Line)) error {
-	config.repair = repair{tell: tell}
+	say := serial(tell)
+	config.repair = repair{tell: say}
 	if knownKey != "" {
 		key, err := atcrypto.ParsePublicDIDKey(knownKey)
 		if err != nil {
@@ -131,13 +134,14 @@ func Import(ctx context.Context, config Config, logger *slog.Logger, car io.Read
 	if err := os.MkdirAll(config.DatabaseDir, 0o700); err != nil {
 		return fmt.Errorf("HOLD_DATABASE_DIR: %w", err)
 	}
-	tell(Line{Text: "reading the CAR …"})
+	end := say.working(progressEvery, "reading the CAR", nil)
 	archive, err := pds.ReadArchive(ctx, car, config.DatabaseDir)
+	end()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = archive.Close() }()
 	config.repair.archive = archive
-	tell(Line{Text: fmt.Sprintf("it is the repo of %s with %d records, rev %s", archive.DID, archive.Records(), archive.Rev), Data: map[string]any{"did": archive.DID, "records": archive.Records(), "rev": archive.Rev}})
-	return withHold(ctx, config, logger, func(h *Hold) error { return adminVerify(ctx, h, nil, tell) })
+	say(Line{Text: fmt.Sprintf("it is the repo of %s with %d records, rev %s", archive.DID, archive.Records(), archive.Rev), Data: map[string]any{"did": archive.DID, "records": archive.Records(), "rev": archive.Rev}})
+	return withHold(ctx, config, logger, func(h *Hold) error { return adminVerify(ctx, h, nil, say) })
 }
