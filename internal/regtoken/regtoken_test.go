@@ -5,7 +5,9 @@ import (
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -23,7 +25,7 @@ var (
 	pull   = []Access{{Type: "repository", Name: "alice.test/app", Actions: []string{Pull}}}
 )
 
-func newIssuer(t *testing.T, change func(*Config)) *Issuer {
+func newIssuer(t testing.TB, change func(*Config)) *Issuer {
 	t.Helper()
 	c := Config{Secret: secret, Issuer: "https://atcr.test", Audience: "atcr.test", Lifetime: 5 * time.Minute, Now: func() time.Time { return start }}
 	if change != nil {
@@ -36,7 +38,7 @@ func newIssuer(t *testing.T, change func(*Config)) *Issuer {
 	return i
 }
 
-func sign(t *testing.T, i *Issuer, c Claims) string {
+func sign(t testing.TB, i *Issuer, c Claims) string {
 	t.Helper()
 	token, _, _, err := i.Sign(c)
 	if err != nil {
@@ -266,6 +268,72 @@ func FuzzParseScopes(f *testing.F) {
 			if a.Type != "repository" || a.Name == "" || len(a.Name) > maxNameBytes || len(a.Actions) > 3 || strings.ContainsAny(a.Name, " \t") {
 				t.Errorf("%q: %+v", s, a)
 			}
+		}
+	})
+}
+
+// FuzzVerify would catch a token that ends the process, one that nobody signed and is believed, and a signed one that is
+// believed beyond what it says: of another kind, for others, or without an end.
+func FuzzVerify(f *testing.F) {
+	i := newIssuer(f, nil)
+	genuine := sign(f, i, Claims{Subject: "did:plc:abc", Session: "s1", Access: pull})
+	parts := strings.Split(genuine, ".")
+	decode := func(part string) string {
+		raw, err := base64.RawURLEncoding.DecodeString(part)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return string(raw)
+	}
+	header, payload := decode(parts[0]), decode(parts[1])
+	f.Add(genuine, "", false)
+	f.Add(genuine+"=", "", false)
+	f.Add(parts[0]+"."+parts[1]+".", "", false)
+	for _, pair := range [][2]string{
+		{header, payload}, {`{"alg":"none","typ":"atcr-registry+jwt"}`, payload}, {`{"alg":"EdDSA"}`, payload}, {`{"alg":"EdDSA","alg":"HS256","typ":"atcr-registry+jwt"}`, payload},
+		{header, `{}`}, {header, `null`}, {header, strings.Replace(payload, `"exp":`, `"exp":1e400,"x":`, 1)}, {header, strings.Replace(payload, `"exp":`, `"exp":-1,"x":`, 1)},
+		{header, strings.Replace(payload, `"aud":["atcr.test"]`, `"aud":"atcr.test"`, 1)}, {header, strings.Replace(payload, `"access":`, `"access":[null],"x":`, 1)},
+		{header, strings.Replace(payload, `"iat":`, `"nbf":"soon","iat":`, 1)}, {header, strings.Repeat("[", 10_000)},
+	} {
+		f.Add(pair[0], pair[1], true)
+	}
+	f.Fuzz(func(t *testing.T, header, payload string, signed bool) {
+		i := newIssuer(t, nil) // which remembers nothing
+		token := header
+		if signed {
+			token = base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload))
+			token += "." + base64.RawURLEncoding.EncodeToString(ed25519.Sign(i.private, []byte(token)))
+		}
+		c, err := i.Verify(token)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) || c != nil {
+				t.Fatalf("%q: %+v, %v", token, c, err)
+			}
+			return
+		}
+		if !signed {
+			if token != genuine {
+				t.Fatalf("%q was signed by nobody: %+v", token, c)
+			}
+			return
+		}
+		var says map[string]any
+		if json.Unmarshal([]byte(header), &says) != nil || says["alg"] != "EdDSA" || says["typ"] != tokenType {
+			t.Fatalf("%q is believed", header)
+		}
+		var wire struct {
+			Iss string
+			Aud any
+			Exp json.Number
+		}
+		if err := json.Unmarshal([]byte(payload), &wire); err != nil || wire.Iss != "https://atcr.test" || !strings.Contains(fmt.Sprint(wire.Aud), "atcr.test") || wire.Exp == "" {
+			t.Fatalf("%q is believed: %v", payload, err)
+		}
+		if c.Expires.Before(start.Add(-clockLeeway)) {
+			t.Fatalf("%q is believed after %v", payload, c.Expires)
+		}
+		if again, err := i.Verify(token); err != nil && i.config.Now().Before(c.Expires) || again != nil && again != c {
+			t.Fatalf("%q is not remembered: %v", token, err)
 		}
 	})
 }
