@@ -55,7 +55,7 @@ var commands = []daemon.Sub[hold.Config]{
 
 func crewFlags(f *flag.FlagSet) {
 	f.String("permissions", "blob:read,blob:write", "comma-separated: blob:read, blob:write, crew:admin; or none, which refuses them")
-	f.String("tier", "", "quota tier, of HOLD_QUOTAS; without it a member keeps theirs")
+	f.String("tier", "", "quota tier, of HOLD_QUOTAS; without it a member keeps theirs, and an empty one takes it away")
 	elsewhereFlags(f)
 }
 
@@ -175,11 +175,17 @@ func parse(name, usage, about string, arguments []string, flags func(*flag.FlagS
 	if len(parameters) < len(arguments) && !strings.HasPrefix(usage, "[") {
 		return nil, false, fmt.Errorf("usage: atcr-hold %s %s", name, usage)
 	}
+	read := func(f *flag.Flag) {
+		if v := f.Value.String(); f.Name != "json" && v != "false" {
+			parameters[f.Name] = v
+		}
+	}
 	set.VisitAll(func(f *flag.Flag) {
-		if f.Name != "json" && f.Value.String() != "" && f.Value.String() != "false" {
-			parameters[f.Name] = f.Value.String()
+		if f.DefValue != "" {
+			read(f)
 		}
 	})
+	set.Visit(read) // given, and empty, is not the same as not given
 	return parameters, *printJSON, nil
 }
 

@@ -222,6 +222,8 @@ func TestCommandLine(t *testing.T) {
 		{"crew add did:plc:a --permissions blob:read --tier pro", "did:plc:a  blob:read", false},
 		{"crew add --permissions crew:admin did:plc:b", "did:plc:b  crew:admin", false},
 		{"crew list --json", `"permissions":["blob:read"],"tier":"pro"}`, false},
+		{"crew set did:plc:a", "tier pro", false},
+		{"crew set did:plc:a --tier=", "did:plc:a  blob:read, blob:write\n", false},
 		{"crew set did:plc:a --tier gold", `no tier "gold"`, true},
 		{"crew set did:plc:a --permissions blob:wirte", `no permission "blob:wirte"`, true},
 		{"crew set", "usage: atcr-hold crew set DID", true},

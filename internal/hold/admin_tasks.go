@@ -107,9 +107,13 @@ func adminCrewSet(ctx context.Context, h *Hold, r *http.Request, tell say) error
 	if err != nil {
 		return err
 	}
-	tier := r.URL.Query().Get("tier")
-	if _, ok := h.quota.quotas.Tiers[tier]; tier != "" && !ok {
-		return fmt.Errorf("HOLD_QUOTAS has no tier %q", tier)
+	var tier *string
+	if q := r.URL.Query(); q.Has("tier") {
+		name := q.Get("tier")
+		if _, ok := h.quota.quotas.Tiers[name]; name != "" && !ok {
+			return fmt.Errorf("HOLD_QUOTAS has no tier %q", name)
+		}
+		tier = &name
 	}
 	member, err := h.setMember(ctx, did, permissions, tier)
 	if err != nil {

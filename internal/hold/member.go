@@ -30,13 +30,13 @@ func addedAt(m atcr.HoldCrew) time.Time {
 }
 
 // changed is a member's record with other permissions. Of the one before (zero for none) it keeps the fields that
-// nobody here knows, and the tier where none is given.
-func changed(before atcr.HoldCrew, did syntax.DID, permissions []string, tier string, at time.Time) atcr.HoldCrew {
-	if tier == "" {
-		tier = before.Tier
+// nobody here knows, and the tier where tier is nil.
+func changed(before atcr.HoldCrew, did syntax.DID, permissions []string, tier *string, at time.Time) atcr.HoldCrew {
+	if tier == nil {
+		tier = &before.Tier
 	}
 	return atcr.HoldCrew{
-		LexiconTypeID: atcr.HoldCrewNSID, Member: did.String(), Role: "member", Permissions: permissions, Tier: tier, AddedAt: timestamp(at), Extra: before.Extra,
+		LexiconTypeID: atcr.HoldCrewNSID, Member: did.String(), Role: "member", Permissions: permissions, Tier: *tier, AddedAt: timestamp(at), Extra: before.Extra,
 	}
 }
 
@@ -57,7 +57,7 @@ func (h *Hold) crewOf(ctx context.Context, did syntax.DID) (keys []syntax.Record
 }
 
 // setMember writes did's record, and deletes others that they have, in one commit: none of them may outrank it.
-func (h *Hold) setMember(ctx context.Context, did syntax.DID, permissions []string, tier string) (member atcr.HoldCrew, err error) {
+func (h *Hold) setMember(ctx context.Context, did syntax.DID, permissions []string, tier *string) (member atcr.HoldCrew, err error) {
 	rkey := syntax.RecordKey(atcr.CrewRkey(did.String()))
 	for range setRounds {
 		keys, before, err := h.crewOf(ctx, did)

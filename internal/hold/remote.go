@@ -62,7 +62,11 @@ func (r Remote) Crew(ctx context.Context, name string, parameters map[string]str
 		return err
 	}
 	if name == "crew set" {
-		return c.set(ctx, member, permissions, parameters["tier"], tell)
+		var tier *string
+		if name, given := parameters["tier"]; given {
+			tier = &name
+		}
+		return c.set(ctx, member, permissions, tier, tell)
 	}
 	return c.remove(ctx, member, tell)
 }
@@ -206,7 +210,7 @@ func memberLine(m atcr.HoldCrew) Line {
 	return Line{Text: m.Member + "  " + what, Data: map[string]any{"member": m.Member, "permissions": m.Permissions, "tier": m.Tier, "addedAt": m.AddedAt}}
 }
 
-func (c *remoteCrew) set(ctx context.Context, member syntax.DID, permissions []string, tier string, tell func(Line)) error {
+func (c *remoteCrew) set(ctx context.Context, member syntax.DID, permissions []string, tier *string, tell func(Line)) error {
 	entries, err := c.entries(ctx)
 	if err != nil {
 		return err

@@ -33,6 +33,9 @@ func TestRemoteCrew(t *testing.T) {
 	}{
 		{me, "crew set", map[string]string{"member": member, "permissions": "blob:read"}, member + "  blob:read", false},
 		{byDID, "crew set", map[string]string{"member": member, "permissions": "blob:write"}, member + "  blob:write", false},
+		{me, "crew set", map[string]string{"member": member, "permissions": "blob:write", "tier": "pro"}, "tier pro", false},
+		{me, "crew set", map[string]string{"member": member, "permissions": "blob:write"}, "tier pro", false},
+		{me, "crew set", map[string]string{"member": member, "permissions": "blob:write", "tier": ""}, member + "  blob:write\n", false},
 		{Remote{Hold: s.config.PublicURL, PLCURL: n.PLCURL, TestMode: true}, "crew list", nil, member + "  blob:write\n", false},
 		{me, "crew set", map[string]string{"member": "alice", "permissions": "blob:read"}, "is not a DID", true},
 		{me, "crew set", map[string]string{"member": member, "permissions": "blob:wirte"}, "no permission", true},
