@@ -52,6 +52,14 @@ func (h *Hold) xrpcRoutes() []pds.Route {
 	return h.limited(own)
 }
 
+// Methods are the NSIDs of all XRPC methods.
+func (h *Hold) Methods() (out []string) {
+	for _, r := range h.xrpcRoutes() {
+		out = append(out, r.NSID)
+	}
+	return out
+}
+
 // knownCaller asks for the caller's token before a byte of the body is read, so that strangers cannot have
 // bodies kept in memory. What the caller may do is decided once it is known what is asked for.
 func (h *Hold) knownCaller(nsid string, next httpx.Handler) httpx.Handler {

@@ -1,6 +1,6 @@
 // Every endpoint of a hold, called by the reference client, which holds each answer against the Lexicons that it
 // was published with. Standard input: {url, did, owner, key (the owner's, hex), lexicons (ours), digest (of a
-// blob)}. Prints one line of JSON, {calls: [names]}; anything wrong ends it with an error.
+// blob)}. Prints one line of JSON, {calls: [names], answered: [methods]}; anything wrong ends it with an error.
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { AtpAgent } from '@atproto/api'
@@ -10,6 +10,14 @@ import { createServiceJwt } from '@atproto/xrpc-server'
 import { readCar } from '@atproto/repo'
 
 const { url, did, owner, key, lexicons, digest } = JSON.parse(readFileSync(0, 'utf8'))
+const answered = new Set()
+const plain = globalThis.fetch
+globalThis.fetch = async (...args) => {
+  const res = await plain(...args)
+  const [, method] = new URL(res.url).pathname.split('/xrpc/')
+  if (res.ok && method) answered.add(method)
+  return res
+}
 const keypair = await Secp256k1Keypair.import(key)
 const api = new AtpAgent({ service: url })
 const ours = new XrpcClient(url, lexicons)
@@ -162,4 +170,7 @@ await ok('exportUserData', async () => ours.call('io.atcr.hold.exportUserData', 
 })
 await ok('deleteUserData', () => post('deleteUserData', {}), (d) => assert.equal(d.layersDeleted, 1))
 
-console.log(JSON.stringify({ calls }))
+// What has no Lexicon.
+assert.ok((await (await fetch(`${url}/xrpc/_health`)).json()).version)
+
+console.log(JSON.stringify({ calls, answered: [...answered] }))
