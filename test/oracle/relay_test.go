@@ -7,7 +7,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -176,14 +180,32 @@ func TestRelay(t *testing.T) {
 	})
 }
 
+// fromTheFirst is an address of the hold's firehose that begins with the first event, where the relay, which knows no
+// event of a new host, would begin with the next.
+func fromTheFirst(t *testing.T, h *holdServer) string {
+	t.Helper()
+	target, err := url.Parse(h.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+		if r.In.URL.RawQuery == "" {
+			r.Out.URL.RawQuery = "cursor=0"
+		}
+	}, ErrorLog: log.New(io.Discard, "", 0)})
+	t.Cleanup(s.Close)
+	return strings.Replace(strings.TrimPrefix(s.URL, "http://"), "127.0.0.1", "localhost", 1)
+}
+
 func relayed(t *testing.T, h *holdServer, directory identity.Directory) {
 	t.Helper()
 	r := relay.MustSimpleRelay(identity.NewCacheDirectory(directory, 100, time.Hour, time.Hour, time.Hour), t.TempDir(), false)
 	host := strings.TrimPrefix(h.url, "http://")
-	if err := r.Relay.SubscribeToHost(t.Context(), host, true, true); err != nil {
+	if err := r.Relay.SubscribeToHost(t.Context(), fromTheFirst(t, h), true, true); err != nil {
 		t.Fatal(err)
 	}
-	ours := follow(t, host)
+	ours, theirs := follow(t, host), follow(t, fmt.Sprintf("localhost:%d", r.Port))
 	seen := 0
 	skip := func(n int, what string) {
 		t.Helper()
@@ -191,10 +213,6 @@ func relayed(t *testing.T, h *holdServer, directory identity.Directory) {
 			next(t, ours, what)
 		}
 	}
-	skip(3, "the hold's beginning")     // identity, account and sync of a new account
-	skip(2, "the hold's first records") // captain and crew, profile: before the relay came
-	seen = 3 + 2
-	theirs := follow(t, fmt.Sprintf("localhost:%d", r.Port))
 	compare := func(kind, what string) {
 		t.Helper()
 		seen++
@@ -209,12 +227,15 @@ func relayed(t *testing.T, h *holdServer, directory identity.Directory) {
 		ours = follow(t, host)
 		skip(seen, "what was kept over a restart")
 	}
-	rotated := func(what string) {
+	announced := func(what string) {
 		t.Helper()
 		for _, kind := range []string{"#identity", "#account", "#sync"} {
 			compare(kind, what)
 		}
 	}
+	announced("a new account")
+	compare("#commit", "captain and crew")
+	compare("#commit", "the profile")
 	h.call(t, "com.atproto.repo.createRecord", h.record("a", "one"))
 	compare("#commit", "a create")
 	h.call(t, "com.atproto.repo.putRecord", h.record("a", "two"))
@@ -234,7 +255,7 @@ func relayed(t *testing.T, h *holdServer, directory identity.Directory) {
 	compare("#commit", "a delete")
 	before := keyOf(t, h)
 	h.command(t, "key rotate")
-	rotated("a change of key")
+	announced("a change of key")
 	if after := keyOf(t, h); after == before {
 		t.Fatalf("the key is still %s", after)
 	}
@@ -248,7 +269,7 @@ func relayed(t *testing.T, h *holdServer, directory identity.Directory) {
 	h.serve(t, listen(t, h.address))
 	ours = follow(t, host)
 	skip(seen, "what was kept over a rotation")
-	rotated("a change of key of a stopped hold")
+	announced("a change of key of a stopped hold")
 	// All but one record go, which makes the tree small again: where trees are wrong, they are wrong here.
 	var writes []map[string]any
 	for i := range 200 {
