@@ -197,6 +197,47 @@ func (h *holdServer) record(rkey, text string) map[string]any {
 	}
 }
 
+// ask is a method that reads, and its answer in out.
+func (h *holdServer) ask(t *testing.T, nsid string, params url.Values, out any) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.url+"/xrpc/"+nsid+"?"+params.Encode(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if err := json.NewDecoder(res.Body).Decode(out); err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s: %v", nsid, res.Status, err)
+	}
+}
+
+// records are the paths of all that the hold says it has.
+func (h *holdServer) records(t *testing.T) map[string]bool {
+	t.Helper()
+	var repo struct{ Collections []string }
+	h.ask(t, "com.atproto.repo.describeRepo", url.Values{"repo": {h.did.String()}}, &repo)
+	out := map[string]bool{}
+	for _, collection := range repo.Collections {
+		for cursor := ""; ; {
+			var page struct {
+				Cursor  string
+				Records []struct{ URI syntax.ATURI }
+			}
+			h.ask(t, "com.atproto.repo.listRecords", url.Values{"repo": {h.did.String()}, "collection": {collection}, "limit": {"100"}, "cursor": {cursor}}, &page)
+			for _, r := range page.Records {
+				out[r.URI.Path()] = true
+			}
+			if cursor = page.Cursor; cursor == "" {
+				break
+			}
+		}
+	}
+	return out
+}
+
 // document is the hold's own DID document.
 func (h *holdServer) document(ctx context.Context, t *testing.T) identity.DIDDocument {
 	t.Helper()
