@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -168,11 +169,8 @@ func (p *Program) helperFor(args []string) (*Helper, string, error) {
 		return nil, "", err
 	}
 	if len(args) > 0 {
-		registry, _ := splitServer(args[0])
-		if registry == "" || strings.ContainsAny(registry, " @?#\\") {
-			return nil, "", fmt.Errorf("%q is not the host of a registry", args[0])
-		}
-		return h, registry, nil
+		registry, err := parseRegistry(args[0])
+		return h, registry, err
 	}
 	s, err := h.load()
 	if err != nil {
@@ -184,6 +182,18 @@ func (p *Program) helperFor(args []string) (*Helper, string, error) {
 		return nil, "", fmt.Errorf("name the registry: one of %s", strings.Join(known, ", "))
 	}
 	return nil, "", errors.New("name the registry, like atcr.example")
+}
+
+// host is a name or an address, with a port or without.
+var host = regexp.MustCompile(`^([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
+
+// parseRegistry is the host that somebody typed, as clients write it.
+func parseRegistry(text string) (string, error) {
+	registry, _ := splitServer(text)
+	if !host.MatchString(registry) {
+		return "", fmt.Errorf("%q is not the host of a registry", text)
+	}
+	return registry, nil
 }
 
 func (p *Program) completeRegistry(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -249,7 +259,10 @@ registries that it is given, or all that you are signed in to. It shows the chan
 		RunE: func(c *cobra.Command, args []string) error {
 			var registries []string
 			for _, arg := range args {
-				registry, _ := splitServer(arg)
+				registry, err := parseRegistry(arg)
+				if err != nil {
+					return err
+				}
 				registries = append(registries, registry)
 			}
 			if len(registries) == 0 && !undo {

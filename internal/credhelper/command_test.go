@@ -114,6 +114,11 @@ func TestConfigureDocker(t *testing.T) {
 			t.Errorf("%q: %d %s\n%s", typed, code, out, read())
 		}
 	}
+	for _, no := range []string{"", "not a host", "user@atcr.test", "https://"} {
+		if _, errs, code := p.types("", "configure-docker", "--yes", no); code == 0 || !strings.Contains(errs, "not the host of a registry") || read() != before {
+			t.Errorf("%q: %d %s\n%s", no, code, errs, read())
+		}
+	}
 	if _, _, code := p.types("y\n", "configure-docker", "atcr.test"); code != 0 || !strings.Contains(read(), `"atcr.test": "atcr"`) {
 		t.Errorf("yes: %s", read())
 	}
