@@ -111,15 +111,19 @@ func (b *blocks) remove(ctx context.Context, subject string) error {
 // blockedPerson is the refusal of somebody whom the operator blocked, nil of everybody else.
 func (h *Hold) blockedPerson(did syntax.DID) error {
 	if found, ok := h.blocks.find(did.String()); ok {
-		return xrpc.Errorf(http.StatusForbidden, "AccountBlocked", "%s is blocked at this hold: %s", did, found.Reason)
+		return xrpc.Errorf(http.StatusForbidden, "AccountBlocked", "%s", found.why())
 	}
 	return nil
+}
+
+func (b block) why() string {
+	return fmt.Sprintf("%s is blocked at this hold: %s", b.Subject, b.Reason)
 }
 
 // blockedBlob is the same for a blob, and for the images of its owner.
 func (h *Hold) blockedBlob(d oci.Digest, owner string) error {
 	if found, ok := h.blocks.find(d.String()); ok {
-		return xrpc.Errorf(http.StatusUnavailableForLegalReasons, "BlobBlocked", "%s is blocked at this hold: %s", d, found.Reason)
+		return xrpc.Errorf(http.StatusUnavailableForLegalReasons, "BlobBlocked", "%s", found.why())
 	}
 	if found, ok := h.blocks.find(owner); ok && owner != "" {
 		return xrpc.Errorf(http.StatusUnavailableForLegalReasons, "AccountBlocked", "the images of %s are blocked at this hold: %s", owner, found.Reason)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"atcr.io/api/atcr"
+	"atcr.io/internal/oci"
 )
 
 // Would catch a blocked person or blob that is still served, a reason that callers do not see, and blocks that
@@ -19,6 +20,11 @@ func TestBlocks(t *testing.T) {
 	}
 	bad, good := s.push(t, writer, []byte("bad")), s.push(t, stranger, []byte("good"))
 	_, begun := s.begin(t, writer)
+	_, ready := s.begin(t, writer)
+	if a := s.send(t, http.MethodPatch, ready, "", strings.NewReader("all of it")); a.status != http.StatusAccepted {
+		t.Fatal(a.body)
+	}
+	finish := ready + "?digest=" + oci.FromBytes([]byte("all of it")).String()
 	do := func(run task, pairs ...string) string {
 		t.Helper()
 		said := ""
@@ -48,7 +54,8 @@ func TestBlocks(t *testing.T) {
 		"their manifests":      {s.notify(t, writer, message(writer, "app", "m", good)), 403, "AccountBlocked", "spam"},
 		"their membership":     {s.call(t, writer, atcr.HoldRequestCrewNSID, atcr.HoldRequestCrewInput{}), 403, "AccountBlocked", "spam"},
 		"their records":        {s.addCrew(t, writer, reader, "blob:read"), 403, "AccountBlocked", "spam"},
-		"their begun uploads":  {s.send(t, http.MethodPatch, begun, "", strings.NewReader("more")), 403, "", "blocked"},
+		"their begun uploads":  {s.send(t, http.MethodPatch, begun, "", strings.NewReader("more")), 403, "", "spam"},
+		"their last bytes":     {s.send(t, http.MethodPut, finish, "", nil), 403, "", "spam"},
 		"others":               {s.send(t, http.MethodGet, s.blobPath(good), "", nil), 200, "", "good"},
 		"HEAD of what is left": {s.send(t, http.MethodHead, s.blobPath(good), "", nil), 200, "", ""},
 	} {

@@ -24,10 +24,16 @@ func TestCrewSetOutranks(t *testing.T) {
 	s.make(t, atcr.HoldCrewNSID, "another", before)
 	s.make(t, atcr.HoldCrewNSID, "third", crewRecord(writer, "blob:read"))
 	rkey := atcr.CrewRkey(writer.String())
-	for _, test := range []struct{ permissions, tier, want string }{
-		{"none", "", `"tier":"pro"`}, {"blob:read", "free", `"tier":"free"`}, {"none", "", `"permissions":[]`},
+	for _, test := range []struct {
+		permissions string
+		tier        []string // given, or not
+		want        string
+	}{
+		{"none", nil, `"tier":"pro"`}, {"blob:read", []string{"tier", "free"}, `"tier":"free"`},
+		{"none", []string{"tier", ""}, `"permissions":[],"role":"member"}`},
 	} {
-		if err := adminCrewSet(t.Context(), s.Hold, parameters("member", writer.String(), "permissions", test.permissions, "tier", test.tier), func(Line) {}); err != nil {
+		asked := parameters(append(test.tier, "member", writer.String(), "permissions", test.permissions)...)
+		if err := adminCrewSet(t.Context(), s.Hold, asked, func(Line) {}); err != nil {
 			t.Fatal(err)
 		}
 		records := s.records(t, atcr.HoldCrewNSID)

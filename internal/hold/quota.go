@@ -19,6 +19,7 @@ import (
 	"atcr.io/api/atcr"
 	"atcr.io/internal/crew"
 	"atcr.io/internal/oci"
+	"atcr.io/internal/upload"
 	"atcr.io/internal/xrpc"
 )
 
@@ -174,10 +175,11 @@ func (q *quota) limit(ctx context.Context, did syntax.DID) (tier string, bytes i
 	return tier, int64(max), limited, registered, nil
 }
 
-// allow is asked as bytes of unfinished uploads arrive, also of those that began before their owner was blocked.
+// allow is asked as bytes of unfinished uploads arrive and at their end, also of those that began before their owner
+// was blocked. Errors: *upload.Refused, the database's.
 func (q *quota) allow(ctx context.Context, did syntax.DID, arriving int64) error {
-	if err := q.hold.blockedPerson(did); err != nil {
-		return err
+	if found, ok := q.hold.blocks.find(did.String()); ok {
+		return &upload.Refused{Reason: found.why()}
 	}
 	tier, most, limited, registered, err := q.limit(ctx, did)
 	if err != nil {
@@ -189,7 +191,7 @@ func (q *quota) allow(ctx context.Context, did syntax.DID, arriving int64) error
 			return err
 		}
 		if used+arriving > most {
-			return fmt.Errorf("%s may keep %s at this hold (tier %s) and would have %s: delete images, or ask the hold's owner", did, Bytes(most), tier, Bytes(used+arriving))
+			return &upload.Refused{Reason: fmt.Sprintf("%s may keep %s at this hold (tier %s) and would have %s: delete images, or ask the hold's owner", did, Bytes(most), tier, Bytes(used+arriving))}
 		}
 	}
 	if !registered {
@@ -197,7 +199,7 @@ func (q *quota) allow(ctx context.Context, did syntax.DID, arriving int64) error
 	}
 	used, err := q.openUsage(ctx, did)
 	if err == nil && used+arriving > int64(q.open) {
-		err = fmt.Errorf("the %s that this hold keeps for people who made themselves members are used up: ask its owner for crew membership, or choose another hold", q.open)
+		err = &upload.Refused{Reason: fmt.Sprintf("the %s that this hold keeps for people who made themselves members are used up: ask its owner for crew membership, or choose another hold", q.open)}
 	}
 	return err
 }
@@ -214,10 +216,11 @@ func (q *quota) notify(ctx context.Context, did syntax.DID, blobs []namedBlob) e
 			more += b.Size
 		}
 	}
-	if err := q.allow(ctx, did, more); err != nil {
-		return &xrpc.Error{Status: http.StatusForbidden, Name: atcr.HoldNotifyManifestErrorQuotaExceeded, Message: err.Error(), Err: err}
+	err := q.allow(ctx, did, more)
+	if refused, ok := errors.AsType[*upload.Refused](err); ok {
+		return &xrpc.Error{Status: http.StatusForbidden, Name: atcr.HoldNotifyManifestErrorQuotaExceeded, Message: refused.Reason, Err: err}
 	}
-	return nil
+	return err
 }
 
 func (q *quota) usage(ctx context.Context, did syntax.DID) (int64, error) {

@@ -197,6 +197,9 @@ func uploadError(err error, failure string) error {
 		if next, ok := errors.AsType[*upload.PartNumberError](err); ok {
 			out.Message = next.Error()
 		}
+		if refused, ok := errors.AsType[*upload.Refused](err); ok {
+			out.Message = refused.Reason
+		}
 		if e.status == http.StatusTooManyRequests {
 			out.RetryAfter = time.Minute
 		}

@@ -52,10 +52,16 @@ func (u *Uploads) finishStream(ctx context.Context, secret string, d oci.Digest,
 	if body == nil {
 		body = strings.NewReader("")
 	}
+	before := s.offset
 	if s.has(d) {
 		err = u.ready(ctx, s) // a PUT that comes again with all its bytes adds none
 	} else {
 		err = u.stream(ctx, s, body, false)
+	}
+	if err == nil && s.offset == before { // else the stream asked
+		if err = u.allow(ctx, s); cut(err) {
+			u.drop(ctx, s, "cut")
+		}
 	}
 	if err != nil {
 		return Blob{}, "", err

@@ -200,6 +200,9 @@ func translate(w http.ResponseWriter, err error) error {
 		if errors.Is(err, t.sentinel) {
 			e := t.to
 			e.Err = err
+			if refused, ok := errors.AsType[*Refused](err); ok {
+				e.Message = refused.Reason
+			}
 			return &e
 		}
 	}
@@ -218,7 +221,7 @@ var translations = []struct {
 	}},
 	{ErrBusy, oci.Error{Code: oci.CodeTooManyRequests, Status: http.StatusTooManyRequests, RetryAfter: time.Second, Message: "another request is writing to this upload"}},
 	{ErrMixed, oci.Error{Code: oci.CodeBlobUploadInvalid, Message: "this upload was begun in parts: finish it so"}},
-	{ErrQuota, oci.Error{Code: oci.CodeDenied, Message: "the quota at this hold is used up, or your account is blocked: delete images, or ask its owner"}},
+	{ErrQuota, oci.Error{Code: oci.CodeDenied, Message: "the quota at this hold is used up: delete images, or ask its owner"}},
 	{ErrTooLarge, oci.Error{Code: oci.CodeSizeInvalid, Status: http.StatusRequestEntityTooLarge, Message: "the blob is larger than this hold takes"}},
 	{ErrClosed, *oci.Unavailable(http.StatusServiceUnavailable, nil, "the hold is restarting: go on in a moment")},
 	{blobstore.ErrNoSpace, *oci.Unavailable(http.StatusInsufficientStorage, nil, "the hold's storage is full: tell its owner")},

@@ -42,7 +42,7 @@ type exchange struct {
 	code          oci.Code
 }
 
-func (r *rig) exchange(at string, x exchange) {
+func (r *rig) exchange(at string, x exchange) (said string) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(r.t.Context(), x.method, at+x.query, strings.NewReader(x.body))
 	if err != nil {
@@ -72,7 +72,7 @@ func (r *rig) exchange(at string, x exchange) {
 		if len(body) != 0 {
 			r.t.Errorf("%s %s: a body: %s", x.method, x.query, body)
 		}
-		return
+		return string(body)
 	}
 	var answer struct {
 		Errors []struct {
@@ -83,6 +83,7 @@ func (r *rig) exchange(at string, x exchange) {
 	if err := json.Unmarshal(body, &answer); err != nil || len(answer.Errors) != 1 || answer.Errors[0].Code != x.code {
 		r.t.Errorf("%s %s: %s, want %s", x.method, x.query, body, x.code)
 	}
+	return string(body)
 }
 
 // Would catch any answer that differs from the distribution spec's: status, headers, error code.
@@ -210,11 +211,23 @@ func TestTranslate(t *testing.T) {
 // Would catch a refusal in the middle of a body that the client takes for something else.
 func TestHTTPQuota(t *testing.T) {
 	t.Parallel()
+	var refusal error = &Refused{"no more"}
 	r := newRig(t, newMemory(), func(c *Config) {
-		c.Allow = func(context.Context, syntax.DID, int64) error { return errors.New("no more") }
+		c.Allow = func(context.Context, syntax.DID, int64) error { return refusal }
 	})
-	at := URL(r.serve(), r.begin(alice).Secret)
-	r.exchange(at, exchange{method: "PATCH", body: "x", status: 403, code: oci.CodeDenied})
+	base := r.serve()
+	at := URL(base, r.begin(alice).Secret)
+	if said := r.exchange(at, exchange{method: "PATCH", body: "x", status: 403, code: oci.CodeDenied}); !strings.Contains(said, "no more") {
+		t.Errorf("no reason: %s", said)
+	}
+	empty := "?digest=" + oci.FromBytes(nil).String()
+	at = URL(base, r.begin(alice).Secret)
+	refusal = errors.New("database")
+	if said := r.exchange(at, exchange{method: "PUT", query: empty, status: 500, code: "UNKNOWN"}); strings.Contains(said, "database") {
+		t.Errorf("%s", said)
+	}
+	refusal = nil
+	r.exchange(at, exchange{method: "PUT", query: empty, status: 201})
 }
 
 // Would catch ranges misread, and a panic or overflow on what nobody should send.

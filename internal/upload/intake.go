@@ -2,6 +2,7 @@ package upload
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -103,11 +104,17 @@ func (u *Uploads) allow(ctx context.Context, s *session) error {
 		}
 	}
 	u.mu.Unlock()
-	if err := u.cfg.Allow(ctx, s.owner, sum); err != nil {
+	err := u.cfg.Allow(ctx, s.owner, sum)
+	if _, ok := errors.AsType[*Refused](err); ok {
 		return fmt.Errorf("%w: %w", ErrQuota, err)
 	}
-	return nil
+	return err
 }
+
+// Refused is why the owner of an upload may not have it: a sentence for them.
+type Refused struct{ Reason string }
+
+func (r *Refused) Error() string { return r.Reason }
 
 // Arriving calls fn with the bytes of each unfinished upload.
 func (u *Uploads) Arriving(fn func(owner syntax.DID, bytes int64)) {

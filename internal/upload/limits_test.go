@@ -188,7 +188,7 @@ func TestQuota(t *testing.T) {
 		r := newRig(t, m, func(c *Config) {
 			c.Allow = func(_ context.Context, owner syntax.DID, n int64) error {
 				if asked.Add(1); owner == alice && n > 3<<20 {
-					return errors.New("three MiB")
+					return &Refused{"three MiB"}
 				}
 				return nil
 			}

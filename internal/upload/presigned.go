@@ -135,7 +135,9 @@ func (u *Uploads) joinParts(ctx context.Context, s *session, d oci.Digest, parts
 		s.stagedKey = key // drop deletes it
 	}
 	if err := u.admitJoined(ctx, s); err != nil {
-		u.drop(ctx, s, "cut")
+		if cut(err) {
+			u.drop(ctx, s, "cut")
+		}
 		return Blob{}, 0, err
 	}
 	now := u.now()

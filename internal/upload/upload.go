@@ -47,7 +47,7 @@ var (
 	ErrMixed = errors.New("the upload was begun in another way")
 	// ErrNoPresign says: the storage cannot take parts directly, or must not.
 	ErrNoPresign = errors.New("the storage takes no presigned parts")
-	// ErrQuota says: the hook refused more bytes; the upload is gone.
+	// ErrQuota says: the hook refused the upload, which is gone; it wraps the *Refused.
 	ErrQuota = errors.New("the quota is used up")
 	// ErrTooLarge says: more than Config.MaxBlobBytes; the upload is gone.
 	ErrTooLarge = errors.New("the blob is too large")
@@ -128,8 +128,8 @@ type Config struct {
 	// each change. nil: none does.
 	Named func(ctx context.Context, q Queryer, did syntax.DID, d oci.Digest) (bool, error)
 	// Allow says whether owner may have bytes in unfinished uploads beside what the index says they
-	// uploaded (see Usage). It is asked as bytes arrive, at least once a MiB, so it must be quick. An error
-	// cuts the upload with ErrQuota; its text reaches the owner. nil allows everything.
+	// uploaded (see Usage). It is asked as bytes arrive, at least once a MiB, and at the end, so it must be quick. A
+	// *Refused cuts the upload with ErrQuota; after another error it can go on. nil allows everything.
 	Allow func(ctx context.Context, owner syntax.DID, bytes int64) error
 	// Stored is told of each upload that was completed, before it ceases to be asked about by Allow. It must be
 	// quick. nil: nobody is told.
