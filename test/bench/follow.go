@@ -9,21 +9,21 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// followers are subscriptions to a firehose, and how late each event came. They read without a library, so that
+// followers are subscriptions to a firehose, and when each event came. They read without a library, so that
 // their own cost does not pass for the server's.
 type followers struct {
-	sent  []atomic.Int64 // when each event was asked for
-	got   [subscribers]atomic.Int64
-	late  [20_000]atomic.Int64 // deliveries by their milliseconds
+	want  atomic.Int64             // how many events each must have; 0 while that is not known
+	came  [subscribers][]time.Time // of each event
 	going sync.WaitGroup
 }
 
-// follow opens the subscriptions, and reads until each has all events, was cut off, or ctx ends.
+// follow opens the subscriptions, and reads until each has what it must, was cut off, or ctx ends.
 func (f *followers) follow(ctx context.Context, address string) error {
 	var opened atomic.Int64
 	return each(callers, func() error {
@@ -35,13 +35,11 @@ func (f *followers) follow(ctx context.Context, address string) error {
 			f.going.Go(func() {
 				defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 				defer func() { _ = conn.Close() }()
-				for n := range f.sent {
+				for want := int64(0); want == 0 || int64(len(f.came[i])) < want; want = f.want.Load() {
 					if err := nextEvent(conn, r); err != nil {
 						return // it is seen in what it got
 					}
-					f.got[i].Add(1)
-					late := (time.Now().UnixNano() - f.sent[n].Load()) / int64(time.Millisecond)
-					f.late[min(max(late, 0), int64(len(f.late)-1))].Add(1)
+					f.came[i] = append(f.came[i], time.Now())
 				}
 			})
 		}
@@ -111,19 +109,26 @@ func nextEvent(conn io.Writer, r *bufio.Reader) error {
 	}
 }
 
-func (f *followers) wait() { f.going.Wait() }
+// lagging is later than any event of a server that keeps pace is.
+const lagging = time.Second
 
-// quantile is how many milliseconds late that share of the deliveries was, at most.
-func (f *followers) quantile(q float64) int {
-	total := int64(0)
-	for i := range f.late {
-		total += f.late[i].Load()
-	}
-	sum := int64(0)
-	for i := range f.late {
-		if sum += f.late[i].Load(); float64(sum) >= q*float64(total) {
-			return i
+// judge compares what came with when each event was asked for: how late all deliveries were, in order; how many have every
+// event, and how many lagged: were cut off, or had an event later than lagging.
+func (f *followers) judge(sent []time.Time) (late []time.Duration, whole, lagged int) {
+	f.going.Wait()
+	for _, came := range f.came {
+		behind := len(came) < len(sent)
+		if !behind {
+			whole++
+		}
+		for n, at := range came[:min(len(came), len(sent))] {
+			late = append(late, at.Sub(sent[n]))
+			behind = behind || at.Sub(sent[n]) > lagging
+		}
+		if behind {
+			lagged++
 		}
 	}
-	return len(f.late)
+	slices.Sort(late)
+	return late, whole, lagged
 }

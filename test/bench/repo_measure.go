@@ -4,11 +4,15 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
@@ -267,47 +271,85 @@ func buildRepo(ctx context.Context, dir string, did syntax.DID, n int) error {
 	return nil
 }
 
-// benchFirehose has many follow, in this process, while events come at a steady pace.
+// benchFirehose has many follow, in this process, while events come at a steady pace, whether or not those before are
+// answered.
 func (b *bench) benchFirehose(ctx context.Context, p *person) error {
 	h, err := b.repoHold(ctx, p, "hold-firehose", 0)
 	if err != nil {
 		return err
 	}
-	const events = int(eventsASecond * subscribedFor / time.Second)
-	token, err := h.tokens(events, "com.atproto.repo.createRecord")
-	if err != nil {
-		return err
-	}
-	f := &followers{sent: make([]atomic.Int64, events)}
 	ctx, cancel := context.WithTimeout(ctx, subscribedFor+time.Minute)
 	defer cancel()
+	f := &followers{}
 	if err := f.follow(ctx, strings.Replace(h.url, "http://localhost", "127.0.0.1", 1)); err != nil {
 		return err
 	}
-	tick := time.NewTicker(time.Second / eventsASecond)
-	defer tick.Stop()
-	start := time.Now()
-	for i := range events {
-		<-tick.C
-		f.sent[i].Store(time.Now().UnixNano())
-		err := h.call(ctx, "com.atproto.repo.createRecord", token(), map[string]any{"repo": h.did, "collection": benchCollection, "record": benchRecord(i)})
-		if err != nil {
-			return err
-		}
+	sent, pace, err := h.produce(ctx, f)
+	if err != nil {
+		return err
 	}
-	pace := float64(events) / time.Since(start).Seconds()
-	f.wait()
+	late, whole, lagged := f.judge(sent)
 	size, err := h.process.peakMemory()
 	if err != nil {
 		return err
 	}
-	whole := 0
-	for i := range f.got {
-		if f.got[i].Load() == int64(events) {
-			whole++
+	quantile := func(q float64) int64 {
+		if len(late) == 0 {
+			return 0
 		}
+		return late[min(int(q*float64(len(late))), len(late)-1)].Milliseconds()
 	}
-	b.printf("| %d subscribers, %.0f events/s for %s: have them all | %d |\n| from the call to the frame, of all deliveries | median %d ms, p99 %d ms, worst %d ms |\n| peak memory with them | %.0f MB |\n",
-		subscribers, pace, subscribedFor, whole, f.quantile(0.5), f.quantile(0.99), f.quantile(1), float64(size)/1e6)
+	b.printf("| %d subscribers, %.0f events/s for %s, in %d commits: have them all | %d |\n| lagged: were cut off, or had an event %s late | %d |\n| from the call to the frame, of all deliveries | median %d ms, p99 %d ms, worst %d ms |\n| peak memory with them | %.0f MB |\n",
+		subscribers, pace, subscribedFor, len(sent), whole, lagging, lagged, quantile(0.5), quantile(0.99), quantile(1), float64(size)/1e6)
 	return h.process.stop()
+}
+
+// produce makes a record at each tick. It returns when each commit was asked for, in their order: calls that meet share
+// one, and the first of them counts. The last commit comes alone, when f knows how many there are.
+func (s *repoServer) produce(ctx context.Context, f *followers) (sent []time.Time, pace float64, err error) {
+	const nsid, events = "com.atproto.repo.createRecord", int(eventsASecond * subscribedFor / time.Second)
+	token, err := s.tokens(events+1, nsid)
+	if err != nil {
+		return nil, 0, err
+	}
+	var mu sync.Mutex
+	commits := map[string]time.Time{}
+	create := func(i int) error {
+		var out struct{ Commit struct{ Rev string } }
+		raw, err := json.Marshal(map[string]any{"repo": s.did, "collection": benchCollection, "record": benchRecord(i)})
+		if err != nil {
+			return err
+		}
+		asked := time.Now()
+		if err := callJSON(ctx, http.MethodPost, s.url+"/xrpc/"+nsid, "Bearer "+token(), string(raw), &out); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if first, ok := commits[out.Commit.Rev]; !ok || asked.Before(first) {
+			commits[out.Commit.Rev] = asked
+		}
+		return nil
+	}
+	start := time.Now()
+	answers := make(chan error, events)
+	for i := range events {
+		time.Sleep(time.Until(start.Add(time.Duration(i+1) * time.Second / eventsASecond))) // a ticker leaves out what it is late for
+		go func() { answers <- create(i) }()
+	}
+	pace = float64(events) / time.Since(start).Seconds()
+	for range events {
+		err = errors.Join(err, <-answers)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	f.want.Store(int64(len(commits)) + 1)
+	if err := create(events); err != nil {
+		return nil, 0, err
+	}
+	for _, rev := range slices.Sorted(maps.Keys(commits)) {
+		sent = append(sent, commits[rev])
+	}
+	return sent, pace, nil
 }
