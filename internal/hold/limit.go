@@ -18,6 +18,7 @@ import (
 type limits struct {
 	requests *xrpc.RateLimit // by address
 	records  *xrpc.RateLimit // by DID
+	exports  *xrpc.RateLimit // by DID
 }
 
 const (
@@ -29,6 +30,7 @@ func newLimits(c Config, now func() time.Time) limits {
 	return limits{
 		requests: xrpc.NewRateLimit(c.RequestsPerAddress, requestWindow, now),
 		records:  xrpc.NewRateLimit(c.RecordsPerHour, recordWindow, now),
+		exports:  xrpc.NewRateLimit(exportsPerHour, time.Hour, now),
 	}
 }
 

@@ -1,9 +1,12 @@
 package hold
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"time"
 
@@ -14,7 +17,10 @@ import (
 	"atcr.io/internal/xrpc"
 )
 
-// exportUserData is all that the hold's repo says of the caller.
+// exportsPerHour bounds how often one person may ask for all that is theirs, which reads all statistics and members.
+const exportsPerHour = 20
+
+// exportUserData streams all that the hold's repo says of the caller, a record at a time.
 func (h *Hold) exportUserData(w http.ResponseWriter, r *http.Request) error {
 	caller, err := h.caller(r, xrpc.Call{Lxm: []string{atcr.HoldExportUserDataNSID}})
 	if err != nil {
@@ -23,52 +29,119 @@ func (h *Hold) exportUserData(w http.ResponseWriter, r *http.Request) error {
 	if caller == "" {
 		return xrpc.Errorf(http.StatusUnauthorized, atcr.HoldExportUserDataErrorAuthRequired, "this call needs a service token for %s", h.did)
 	}
+	if err := h.limits.exports.Take(w.Header(), caller.String(), 1); err != nil {
+		return err
+	}
 	access, err := h.roster.Access(r.Context(), caller)
 	if err != nil {
 		return err
 	}
-	out := atcr.HoldExportUserDataOutput{
-		ExportedAt: timestamp(h.now()), HoldDid: h.did.String(), UserDid: caller.String(), IsCaptain: access.Owner,
-		LayerRecords: []json.RawMessage{}, StatsRecords: []json.RawMessage{}, BlueskyPosts: []json.RawMessage{},
-	}
-	layers, err := h.ledger.LayersOf(r.Context(), caller)
+	crewRecord, err := h.crewRecord(r.Context(), caller)
 	if err != nil {
 		return err
 	}
-	for _, rkey := range layers {
-		record, err := h.repo.GetRecord(r.Context(), atcr.HoldLayerNSID, rkey)
-		if errors.Is(err, pds.ErrRecordNotFound) {
-			continue // deleted meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		out.LayerRecords = append(out.LayerRecords, record.Value)
-	}
-	out.CrewRecord, err = h.crewRecord(r.Context(), caller)
+	posts, err := h.ledger.PostsOf(r.Context(), caller) // few: so many a day
 	if err != nil {
 		return err
 	}
-	posts, err := h.ledger.PostsOf(r.Context(), caller)
+	begin, err := json.Marshal(struct {
+		ExportedAt string          `json:"exportedAt"`
+		HoldDID    syntax.DID      `json:"holdDid"`
+		UserDID    syntax.DID      `json:"userDid"`
+		IsCaptain  bool            `json:"isCaptain"`
+		Crew       json.RawMessage `json:"crewRecord,omitempty"`
+	}{timestamp(h.now()), h.did, caller, access.Owner, crewRecord})
 	if err != nil {
 		return err
 	}
-	for _, rkey := range posts {
-		record, err := h.repo.GetRecord(r.Context(), postNSID, rkey)
-		if errors.Is(err, pds.ErrRecordNotFound) {
-			continue
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	out := &recordStream{h: h, ctx: r.Context(), w: bufio.NewWriterSize(pacedWriter(w), 64<<10)}
+	out.write(bytes.TrimSuffix(begin, []byte("}")))
+	out.list("layerRecords", func() error {
+		return h.ledger.EachLayerOf(r.Context(), caller, func(rkey syntax.RecordKey) error { return out.record(atcr.HoldLayerNSID, rkey) })
+	})
+	out.list("statsRecords", func() error {
+		return h.eachStats(r.Context(), caller, func(record pds.Record) { out.value(record.Value) })
+	})
+	out.list("blueskyPosts", func() error {
+		for _, rkey := range posts {
+			if err := out.record(postNSID, rkey); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return err
+		return nil
+	})
+	out.write([]byte("}"))
+	if out.err != nil { // what was sent, if any, is no JSON without its end
+		return out.err
+	}
+	return out.w.Flush()
+}
+
+// pacedWriter has a client that reads nothing for a while cut off.
+func pacedWriter(w http.ResponseWriter) io.Writer {
+	control := http.NewResponseController(w)
+	return writerFunc(func(p []byte) (int, error) {
+		if err := control.SetWriteDeadline(time.Now().Add(exportProgress)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return 0, err
 		}
-		out.BlueskyPosts = append(out.BlueskyPosts, record.Value)
+		return w.Write(p)
+	})
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// exportProgress is how long 64 KiB of an export may take.
+const exportProgress = time.Minute
+
+// recordStream writes lists of records as JSON. Its first error stays, and ends it.
+type recordStream struct {
+	h     *Hold
+	ctx   context.Context
+	w     *bufio.Writer
+	begun bool // the list has a value
+	err   error
+}
+
+func (s *recordStream) write(p []byte) {
+	if s.err == nil {
+		_, s.err = s.w.Write(p)
 	}
-	err = h.eachStats(r.Context(), caller, func(record pds.Record) { out.StatsRecords = append(out.StatsRecords, record.Value) })
-	if err != nil {
-		return err
+}
+
+func (s *recordStream) list(name string, values func() error) {
+	s.write([]byte(`,"` + name + `":[`))
+	s.begun = false
+	if s.err == nil {
+		if err := values(); s.err == nil {
+			s.err = err
+		}
 	}
-	xrpc.WriteJSON(w, http.StatusOK, out)
-	return nil
+	s.write([]byte("]"))
+}
+
+func (s *recordStream) value(raw json.RawMessage) {
+	if s.begun {
+		s.write([]byte(","))
+	}
+	s.begun = true
+	s.write(raw)
+}
+
+// record writes a record that is still there.
+func (s *recordStream) record(collection syntax.NSID, rkey syntax.RecordKey) error {
+	record, err := s.h.repo.GetRecord(s.ctx, collection, rkey)
+	if errors.Is(err, pds.ErrRecordNotFound) {
+		return nil // deleted meanwhile
+	}
+	if err == nil {
+		s.value(record.Value)
+		err = s.err
+	}
+	return err
 }
 
 // eachStats calls fn with the statistics of owner's repositories.

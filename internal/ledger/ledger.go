@@ -179,6 +179,36 @@ func (l *Ledger) LayersOf(ctx context.Context, did syntax.DID) ([]syntax.RecordK
 	return l.keys(ctx, `SELECT rkey FROM layer WHERE user_did = ? ORDER BY rkey`, did.String())
 }
 
+// layerPage is how many keys EachLayerOf has in memory.
+const layerPage = 500
+
+// EachLayerOf calls fn with the key of each layer record of a person, and holds no read of the database open meanwhile.
+func (l *Ledger) EachLayerOf(ctx context.Context, did syntax.DID, fn func(rkey syntax.RecordKey) error) error {
+	for digest, rkey := "", ""; ; {
+		rows, err := l.db.Reader().QueryContext(ctx, `SELECT digest, rkey FROM layer WHERE user_did = ? AND (digest, rkey) > (?, ?) ORDER BY digest, rkey LIMIT ?`,
+			did.String(), digest, rkey, layerPage)
+		if err != nil {
+			return err
+		}
+		keys := make([]syntax.RecordKey, 0, layerPage)
+		for err == nil && rows.Next() {
+			err = rows.Scan(&digest, &rkey)
+			keys = append(keys, syntax.RecordKey(rkey))
+		}
+		if err := errors.Join(err, rows.Err(), rows.Close()); err != nil {
+			return err
+		}
+		for _, k := range keys {
+			if err := fn(k); err != nil {
+				return err
+			}
+		}
+		if len(keys) < layerPage {
+			return nil
+		}
+	}
+}
+
 func (l *Ledger) keys(ctx context.Context, query, argument string) ([]syntax.RecordKey, error) {
 	rows, err := l.db.Reader().QueryContext(ctx, query, argument)
 	if err != nil {
