@@ -8,6 +8,7 @@ import (
 // startBackground starts what a hold does by itself. It ends with Close.
 func (h *Hold) startBackground(ctx context.Context) {
 	ctx, h.stop = context.WithCancel(context.WithoutCancel(ctx))
+	h.posts.ctx, h.posts.places = ctx, make(chan struct{}, maxPosting)
 	for _, task := range []struct {
 		what  string
 		every time.Duration

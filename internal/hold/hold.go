@@ -81,7 +81,7 @@ type Hold struct {
 	handler    http.Handler
 
 	following   following
-	counting    sync.Mutex // counts on their way into records
+	counting    sync.Mutex // counts and posts on their way into records
 	registering sync.Mutex // one registration at a time, so that the day's number holds
 	collecting  sync.Mutex // one collection at a time
 	collected   *collectMetrics
@@ -303,6 +303,7 @@ func (h *Hold) Close() error {
 	if h.stop != nil {
 		h.stop()
 		h.background.Wait()
+		h.posts.making.Wait()
 	}
 	if h.host != nil {
 		h.host.Close()

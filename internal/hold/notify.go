@@ -138,10 +138,8 @@ func (h *Hold) pushed(ctx context.Context, caller syntax.DID, m ledger.Manifest,
 	}
 	h.quota.forget(caller)
 	h.configs.Remove(m.Config)
-	post := h.announce(ctx, m, uri, in, blobs)
-	posted := post != ""
+	h.announce(ctx, m, uri, in, blobs)
 	out.Operation, out.LayersCreated, out.StatsUpdated = "push", &created, &counted
-	out.PostCreated, out.PostUri = &posted, post.String()
 	return out, nil
 }
 

@@ -28,32 +28,44 @@ const (
 	maxConfigBytes      = 4 << 20
 )
 
-// poster makes one post at a time, so that its counts hold.
+// poster makes posts behind the answer: each waits for servers of the person it is about.
 type poster struct {
-	mu     sync.Mutex
 	client *http.Client
+	ctx    context.Context
+	making sync.WaitGroup
+	places chan struct{} // of those that are being made
 }
 
-// announce posts about a push, where the hold does that, and returns the post; "" for none. What goes wrong
-// costs the post, never the push.
+// maxPosting bounds the posts that are being made.
+const maxPosting = 16
+
+// announce begins a post about a push, where the hold does that. What goes wrong costs the post, never the push.
 //
 // Source: contract, "notifyManifest"; record app.bsky.feed.post.
-func (h *Hold) announce(ctx context.Context, m ledger.Manifest, uri syntax.ATURI, in atcr.HoldNotifyManifestInput, blobs []namedBlob) syntax.ATURI {
+func (h *Hold) announce(ctx context.Context, m ledger.Manifest, uri syntax.ATURI, in atcr.HoldNotifyManifestInput, blobs []namedBlob) {
 	if !h.config.BlueskyPosts || in.Tag == "" || !validTag(in.Tag) {
-		return ""
+		return
 	}
 	post := ledger.Post{Owner: m.Owner, Manifest: uri, Tag: in.Tag}
 	if may, err := h.ledger.MayPost(ctx, post, maxPostsPerDay); err != nil || !may {
 		if err != nil {
 			h.log.Warn("post about a push", "error", err)
 		}
-		return ""
+		return
 	}
-	made, err := h.post(ctx, post, m, in, blobs)
-	if err != nil {
-		h.log.Info("no post about a push", "did", m.Owner.String(), "repository", m.Repository, "error", err)
+	log := h.log.With("did", m.Owner.String(), "repository", m.Repository)
+	select {
+	case h.posts.places <- struct{}{}:
+	default:
+		log.Warn("no post about a push: too many are being made")
+		return
 	}
-	return made
+	h.posts.making.Go(func() {
+		defer func() { <-h.posts.places }()
+		if err := h.post(h.posts.ctx, post, m, in, blobs); err != nil {
+			log.Info("no post about a push", "error", err)
+		}
+	})
 }
 
 func validTag(tag string) bool {
@@ -61,33 +73,33 @@ func validTag(tag string) bool {
 	return err == nil && r.Tag != ""
 }
 
-func (h *Hold) post(ctx context.Context, post ledger.Post, m ledger.Manifest, in atcr.HoldNotifyManifestInput, blobs []namedBlob) (syntax.ATURI, error) {
+func (h *Hold) post(ctx context.Context, post ledger.Post, m ledger.Manifest, in atcr.HoldNotifyManifestInput, blobs []namedBlob) error {
 	who, err := h.identities.LookupDID(ctx, m.Owner)
 	if err != nil {
-		return "", err
+		return err
 	}
 	manifest, err := h.readManifest(ctx, who, m, in)
 	if err != nil {
-		return "", err
+		return err
 	}
 	image, err := h.describeImage(ctx, m, in, manifest, blobs)
 	if err != nil {
-		return "", err
+		return err
 	}
 	image.handle = h.handleOf(ctx, who)
 	raw, err := json.Marshal(image.post(h.config.AppViewURL, h.now()))
 	if err != nil {
-		return "", err
+		return err
 	}
 	return h.writePost(ctx, post, raw)
 }
 
-// writePost commits the post together with the memory of it.
-func (h *Hold) writePost(ctx context.Context, post ledger.Post, raw json.RawMessage) (syntax.ATURI, error) {
-	h.posts.mu.Lock()
-	defer h.posts.mu.Unlock()
+// writePost commits the post together with the memory of it, unless the image, or its owner's data, was deleted meanwhile.
+func (h *Hold) writePost(ctx context.Context, post ledger.Post, raw json.RawMessage) error {
+	h.counting.Lock()
+	defer h.counting.Unlock()
 	if may, err := h.ledger.MayPost(ctx, post, maxPostsPerDay); err != nil || !may {
-		return "", err
+		return err
 	}
 	post.Rkey = syntax.RecordKey(syntax.NewTIDFromTime(h.now(), 0))
 	h.following.mu.Lock()
@@ -98,11 +110,8 @@ func (h *Hold) writePost(ctx context.Context, post ledger.Post, raw json.RawMess
 		h.following.posting = nil
 		h.following.mu.Unlock()
 	}()
-	result, err := h.repo.Apply(ctx, []pds.Write{{Action: pds.Create, Collection: postNSID, Rkey: post.Rkey, Value: raw, Validation: pds.Always}}, nil)
-	if err != nil {
-		return "", err
-	}
-	return result.Writes[0].URI, nil
+	_, err := h.repo.Apply(ctx, []pds.Write{{Action: pds.Create, Collection: postNSID, Rkey: post.Rkey, Value: raw, Validation: pds.Always}}, nil)
+	return err
 }
 
 // readManifest reads the manifest's record from its owner's PDS, and says whether it is what the hold was told.

@@ -92,6 +92,20 @@ func (s *server) notified(t *testing.T, did syntax.DID, in atcr.HoldNotifyManife
 	return out
 }
 
+// posted is the post that a push made, "" for none.
+func (s *server) posted(t *testing.T, did syntax.DID, in atcr.HoldNotifyManifestInput) (uri string) {
+	t.Helper()
+	before := s.records(t, postNSID)
+	s.notified(t, did, in)
+	s.posts.making.Wait()
+	for rkey := range s.records(t, postNSID) {
+		if _, ok := before[rkey]; !ok {
+			uri += "at://" + s.did.String() + "/" + postNSID + "/" + rkey
+		}
+	}
+	return uri
+}
+
 // Would catch a post that says something else than was pushed, whose mention does not cover the pusher's name,
 // or that is made twice.
 func TestPost(t *testing.T) {
@@ -102,9 +116,8 @@ func TestPost(t *testing.T) {
 	layers := []oci.Digest{s.push(t, writer, make([]byte, 1_200_000)), s.push(t, writer, []byte("another"))}
 	in := message(writer, "team/app", "m", config, layers...)
 	p.repos.keep(manifestURI(in), s.recordOf(in))
-	out := s.notified(t, writer, in)
-	if !*out.PostCreated || !strings.HasPrefix(out.PostUri, "at://"+s.did.String()+"/"+postNSID+"/") {
-		t.Fatalf("%+v", out)
+	if s.posted(t, writer, in) == "" {
+		t.Fatal("no post")
 	}
 	post := s.onlyPost(t)
 	if want := "📦 @writer.test pushed team/app:1.0\n\n1.2 MB · 2 layers · linux/arm64/v8"; post.Text != want {
@@ -118,15 +131,15 @@ func TestPost(t *testing.T) {
 		t.Errorf("%+v", post.Embed)
 	}
 	c.advance(time.Hour)
-	if again := s.notified(t, writer, in); *again.PostCreated || again.PostUri != "" || len(s.records(t, postNSID)) != 1 {
+	if again := s.posted(t, writer, in); again != "" || len(s.records(t, postNSID)) != 1 {
 		t.Errorf("a second push of the same: %+v", again)
 	}
 	in.Tag = "2.0"
-	if other := s.notified(t, writer, in); !*other.PostCreated || len(s.records(t, postNSID)) != 2 {
+	if other := s.posted(t, writer, in); other == "" || len(s.records(t, postNSID)) != 2 {
 		t.Errorf("another tag: %+v", other)
 	}
 	in.Tag = ""
-	if none := s.notified(t, writer, in); *none.PostCreated {
+	if none := s.posted(t, writer, in); none != "" {
 		t.Errorf("no tag: %+v", none)
 	}
 	if a := s.send(t, http.MethodGet, "/xrpc/"+getProfileNSID+"?actor="+url.QueryEscape(s.did.String()), "", nil); !strings.Contains(a.body, `"postsCount":2`) {
@@ -144,7 +157,7 @@ func TestPostOfAnIndex(t *testing.T) {
 	for i, architecture := range []string{"amd64", "arm64", "unknown"} {
 		child := message(writer, "app", fmt.Sprint("child", i), s.push(t, writer, fmt.Append(nil, "config", i)), shared, s.push(t, writer, fmt.Append(nil, "layer", i)))
 		child.Tag = ""
-		if out := s.notified(t, writer, child); *out.PostCreated {
+		if out := s.posted(t, writer, child); out != "" {
 			t.Error("a child of an index is a post of its own")
 		}
 		os := "linux"
@@ -160,7 +173,7 @@ func TestPostOfAnIndex(t *testing.T) {
 	for i := range index.Manifest.Manifests { // the record says it too
 		index.Manifest.Manifests[i].Platform = nil
 	}
-	if out := s.notified(t, writer, index); !*out.PostCreated {
+	if out := s.posted(t, writer, index); out == "" {
 		t.Fatalf("%+v", out)
 	}
 	if got, want := s.onlyPost(t).Text, "📦 @writer.test pushed app:latest\n\n2.0 kB · 4 layers · linux/amd64, linux/arm64"; got != want {
@@ -188,11 +201,11 @@ func TestNoPost(t *testing.T) {
 		record := s.recordOf(in)
 		change(record)
 		p.repos.keep(manifestURI(in), record)
-		if out := s.notified(t, writer, in); *out.PostCreated || out.PostUri != "" || !out.Success {
+		if out := s.posted(t, writer, in); out != "" {
 			t.Errorf("%s: %+v", name, out)
 		}
 	}
-	if out := s.notified(t, writer, message(writer, "app", "no record", config, layer)); *out.PostCreated {
+	if out := s.posted(t, writer, message(writer, "app", "no record", config, layer)); out != "" {
 		t.Errorf("%+v", out)
 	}
 	if posts := s.records(t, postNSID); len(posts) != 0 {
@@ -201,7 +214,7 @@ func TestNoPost(t *testing.T) {
 	quiet := startHold(t, p, func(config *Config) { posting(p, c)(config); config.BlueskyPosts = false })
 	in := message(writer, "app", "m", quiet.push(t, writer, []byte("{}")))
 	p.repos.keep(manifestURI(in), quiet.recordOf(in))
-	if out := quiet.notified(t, writer, in); *out.PostCreated {
+	if out := quiet.posted(t, writer, in); out != "" {
 		t.Errorf("a hold that posts nothing: %+v", out)
 	}
 }
@@ -217,7 +230,7 @@ func TestPostLimits(t *testing.T) {
 	made := 0
 	push := func(tag string) bool {
 		in.Tag = tag
-		return *s.notified(t, writer, in).PostCreated
+		return s.posted(t, writer, in) != ""
 	}
 	for i := range maxPostsPerDay + 2 {
 		if push(fmt.Sprint("v", i)) {
@@ -246,6 +259,31 @@ func TestPostLimits(t *testing.T) {
 	c.advance(25 * time.Hour)
 	if !push("tomorrow") {
 		t.Error("no post the day after")
+	}
+}
+
+// Would catch a push that waits for the server of who pushed, and a post about somebody who was erased meanwhile.
+func TestPostWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	p, c := newPeople(t), &clock{}
+	s := startHold(t, p, posting(p, c))
+	in := message(writer, "app", "m", s.push(t, writer, []byte("{}")))
+	p.repos.keep(manifestURI(in), s.recordOf(in))
+	for _, erased := range []bool{false, true} {
+		in.Tag = fmt.Sprint(erased)
+		p.repos.mu.Lock() // their server does not answer
+		a := s.notify(t, writer, in)
+		if erased {
+			a = s.call(t, writer, atcr.HoldDeleteUserDataNSID, struct{}{})
+		}
+		p.repos.mu.Unlock()
+		if a.status != http.StatusOK {
+			t.Fatal(a.body)
+		}
+		s.posts.making.Wait()
+		if n := len(s.records(t, postNSID)); (n == 0) != erased {
+			t.Errorf("erased %v: %d posts", erased, n)
+		}
 	}
 }
 

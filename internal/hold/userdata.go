@@ -208,12 +208,12 @@ func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// eraseCounts deletes the statistics that came of waiting counts behind the last look, and what the ledger has,
-// those counts included: no record can come of them then.
+// eraseCounts deletes the statistics and posts that came of waiting counts and pushes behind the last look, and what the
+// ledger has, those counts and pushes included: no record can come of them then.
 func (h *Hold) eraseCounts(ctx context.Context, did syntax.DID) (late userRecords, err error) {
 	h.counting.Lock()
 	defer h.counting.Unlock()
-	if err := h.eachStats(ctx, did, late.addStats); err != nil {
+	if err := errors.Join(h.eachStats(ctx, did, late.addStats), h.addPosts(ctx, did, &late)); err != nil {
 		return late, err
 	}
 	return late, errors.Join(h.deleteAll(ctx, late.all), h.ledger.Erase(ctx, did))
@@ -262,14 +262,8 @@ func (h *Hold) userRecords(ctx context.Context, did syntax.DID) (found userRecor
 	if err != nil {
 		return found, err
 	}
-	posts, err := h.ledger.PostsOf(ctx, did)
-	if err != nil {
+	if err := h.addPosts(ctx, did, &found); err != nil {
 		return found, err
-	}
-	for _, rkey := range posts {
-		if _, err := h.repo.GetRecord(ctx, postNSID, rkey); err == nil {
-			found.add(postNSID, rkey)
-		}
 	}
 	member, known, err := h.member(ctx, did)
 	if err != nil {
@@ -285,6 +279,20 @@ func (h *Hold) userRecords(ctx context.Context, did syntax.DID) (found userRecor
 		found.add(atcr.HoldCrewNSID, rkey)
 	}
 	return found, err
+}
+
+// addPosts finds the posts about did that are still there.
+func (h *Hold) addPosts(ctx context.Context, did syntax.DID, found *userRecords) error {
+	posts, err := h.ledger.PostsOf(ctx, did)
+	if err != nil {
+		return err
+	}
+	for _, rkey := range posts {
+		if _, err := h.repo.GetRecord(ctx, postNSID, rkey); err == nil {
+			found.add(postNSID, rkey)
+		}
+	}
+	return nil
 }
 
 // removeMember deletes every crew record of did, whatever its key.

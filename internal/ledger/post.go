@@ -30,14 +30,15 @@ type Post struct {
 	Rkey     syntax.RecordKey
 }
 
-// MayPost tells whether there was no post about that manifest and tag, and fewer than limit about that person in
-// the last day.
+// MayPost tells whether the manifest is remembered (see Push), there was no post about it and that tag, and fewer than
+// limit about that person in the last day.
 func (l *Ledger) MayPost(ctx context.Context, p Post, limit int) (bool, error) {
 	var same, today int
+	var known bool
 	err := l.db.Reader().QueryRowContext(ctx, `SELECT (SELECT count(*) FROM post WHERE user_did = ?1 AND manifest = ?2 AND tag = ?3),
-		(SELECT count(*) FROM post WHERE user_did = ?1 AND created_at > ?4)`,
-		p.Owner.String(), p.Manifest.String(), p.Tag, l.now().Add(-postDay).UnixMilli()).Scan(&same, &today)
-	return same == 0 && today < limit, err
+		(SELECT count(*) FROM post WHERE user_did = ?1 AND created_at > ?4), EXISTS (SELECT 1 FROM pushed WHERE user_did = ?1 AND manifest = ?2)`,
+		p.Owner.String(), p.Manifest.String(), p.Tag, l.now().Add(-postDay).UnixMilli()).Scan(&same, &today, &known)
+	return known && same == 0 && today < limit, err
 }
 
 // Posted remembers a post, in the transaction of the commit that has it.
