@@ -3,11 +3,9 @@ package clients
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
-	"net/http/httputil"
-	"net/url"
+	"net/http"
 	"os"
 	"os/exec"
 	"slices"
@@ -88,18 +86,9 @@ func (n *network) startStorage(t *testing.T) []string {
 	t.Helper()
 	s3 := components.StartVersityGW(t)
 	s3.CreateBucket(t, "blobs")
-	target, err := url.Parse(s3.Endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
-		r.Out.Host = r.In.Host // as it was signed
-	}}
-	l, port := components.Listen(t)
-	components.Serve(t, l, n.witness.at("storage", proxy, ""), io.NopCloser(nil))
+	front := s3.Front(t, func(r *http.Request) { n.witness.look("storage", r, "") })
 	return []string{
-		"STORAGE_DRIVER=s3", "S3_ENDPOINT=" + s3.Endpoint, "S3_PUBLIC_ENDPOINT=http://localhost:" + port, "S3_BUCKET=blobs",
+		"STORAGE_DRIVER=s3", "S3_ENDPOINT=" + s3.Endpoint, "S3_PUBLIC_ENDPOINT=" + front, "S3_BUCKET=blobs",
 		"AWS_ACCESS_KEY_ID=" + s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s3.SecretKey,
 	}
 }

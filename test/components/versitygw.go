@@ -2,6 +2,10 @@ package components
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os/exec"
 
 	"github.com/minio/minio-go/v7"
@@ -39,6 +43,25 @@ func (s *S3) CreateBucket(tb TB, bucket string) {
 	if err := s.Client(tb).MakeBucket(tb.Context(), bucket, minio.MakeBucketOptions{}); err != nil {
 		tb.Fatalf("components: make the bucket %s: %v", bucket, err)
 	}
+}
+
+// Front is the URL of a proxy in the test's own process, for presigned URLs that name it: see gets each request first.
+func (s *S3) Front(tb TB, see func(*http.Request)) string {
+	tb.Helper()
+	target, err := url.Parse(s.Endpoint)
+	if err != nil {
+		tb.Fatalf("components: %v", err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
+		r.Out.Host = r.In.Host // as it was signed
+	}}
+	l, port := Listen(tb)
+	Serve(tb, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		see(r)
+		proxy.ServeHTTP(w, r)
+	}), io.NopCloser(nil))
+	return "http://localhost:" + port
 }
 
 // Client speaks to the server as its root, for tests that look at what lies in a bucket.
