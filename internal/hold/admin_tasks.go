@@ -142,7 +142,8 @@ func adminCrewRemove(ctx context.Context, h *Hold, r *http.Request, tell say) er
 	return nil
 }
 
-// adminTransfer gives the hold to another owner. The one before stays a member with all permissions.
+// adminTransfer gives the hold to another owner. The one before stays a member, without crew:admin: that is the new
+// owner's to give.
 func adminTransfer(ctx context.Context, h *Hold, r *http.Request, tell say) error {
 	did, err := memberOf(r)
 	if err != nil {
@@ -152,16 +153,52 @@ func adminTransfer(ctx context.Context, h *Hold, r *http.Request, tell say) erro
 	if err != nil {
 		return err
 	}
-	old := captain.Owner
-	captain.Owner = did.String()
-	now := timestamp(h.now())
-	err = h.put(ctx, record{atcr.HoldCaptainNSID, atcr.SelfRkey, captain}, record{atcr.HoldCrewNSID, atcr.CrewRkey(did.String()), atcr.HoldCrew{
-		Member: did.String(), Role: "owner", Permissions: []string{crew.BlobRead, crew.BlobWrite, crew.CrewAdmin}, AddedAt: now,
-	}})
-	if err == nil {
-		tell(Line{Text: fmt.Sprintf("the hold belongs to %s now, and no more to %s, who is still a member. Set HOLD_OWNER=%s, or leave it empty, before the next start", did, old, did), Data: map[string]any{"owner": did, "before": old}})
+	old := syntax.DID(captain.Owner)
+	if old == did {
+		return fmt.Errorf("%s owns this hold already", did)
 	}
-	return err
+	if found, ok := h.blocks.find(did.String()); ok {
+		return fmt.Errorf("%s; unblock them first", found.why())
+	}
+	captain.Owner = did.String()
+	raw, err := json.Marshal(captain)
+	if err != nil {
+		return err
+	}
+	writes := []pds.Write{{Action: pds.Put, Collection: atcr.HoldCaptainNSID, Rkey: atcr.SelfRkey, Value: raw}}
+	for _, m := range []struct {
+		did         syntax.DID
+		role        string
+		permissions []string
+	}{
+		{did, "owner", []string{crew.BlobRead, crew.BlobWrite, crew.CrewAdmin}},
+		{old, "member", []string{crew.BlobRead, crew.BlobWrite}},
+	} {
+		keys, before, err := h.crewOf(ctx, m.did)
+		if err != nil {
+			return err
+		}
+		if m.did == old && len(keys) == 0 {
+			continue
+		}
+		member := changed(before, m.did, m.permissions, nil, h.now())
+		member.Role = m.role
+		if raw, err = json.Marshal(member); err != nil {
+			return err
+		}
+		rkey := syntax.RecordKey(atcr.CrewRkey(m.did.String()))
+		writes = append(writes, pds.Write{Action: pds.Put, Collection: atcr.HoldCrewNSID, Rkey: rkey, Value: raw})
+		for _, k := range keys { // one record a member
+			if k != rkey {
+				writes = append(writes, pds.Write{Action: pds.Delete, Collection: atcr.HoldCrewNSID, Rkey: k})
+			}
+		}
+	}
+	if err := h.applyAll(ctx, writes); err != nil {
+		return err
+	}
+	tell(Line{Text: fmt.Sprintf("the hold belongs to %s now, and no more to %s, who may still push and pull where they were a member. Set HOLD_OWNER=%s, or leave it empty, before the next start", did, old, did), Data: map[string]any{"owner": did, "before": old}})
+	return nil
 }
 
 func adminVerify(ctx context.Context, h *Hold, _ *http.Request, tell say) error {

@@ -92,3 +92,40 @@ func TestCrewRecordsAdminMayNotPrepare(t *testing.T) {
 		t.Errorf("without a key: %d %s", a.status, a.body)
 	}
 }
+
+// Would catch a new owner with two memberships, of which the lesser may count, and one before who still runs the crew.
+func TestTransferMembership(t *testing.T) {
+	t.Parallel()
+	s := startHold(t, newPeople(t), open)
+	s.make(t, atcr.HoldCrewNSID, "another", crewRecord(writer, "blob:read"))
+	ahead := crewRecord(writer)
+	ahead["addedAt"] = "9999-01-01T00:00:00Z"
+	s.make(t, atcr.HoldCrewNSID, "third", ahead)
+	s.make(t, atcr.HoldCrewNSID, "before", crewRecord(owner, "crew:admin"))
+	transfer := func(did syntax.DID) error {
+		return adminTransfer(t.Context(), s.Hold, parameters("member", did.String()), func(Line) {})
+	}
+	if err := s.blocks.add(t.Context(), block{Subject: stranger.String(), Reason: "spam"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := transfer(stranger); err == nil || !strings.Contains(err.Error(), "unblock") {
+		t.Errorf("to somebody blocked: %v", err)
+	}
+	if err := transfer(writer); err != nil {
+		t.Fatal(err)
+	}
+	if err := transfer(writer); err == nil || !strings.Contains(err.Error(), "already") {
+		t.Errorf("again: %v", err)
+	}
+	records := s.records(t, atcr.HoldCrewNSID)
+	now, before := records[atcr.CrewRkey(writer.String())], records[atcr.CrewRkey(owner.String())]
+	if len(records) != 2 || !strings.Contains(now, `"crew:admin"],"role":"owner"`) || !strings.Contains(before, `"permissions":["blob:read","blob:write"],"role":"member"`) {
+		t.Errorf("%v", records)
+	}
+	if access, err := s.roster.Access(t.Context(), writer); err != nil || !access.Owner || access.Refused {
+		t.Errorf("%+v %v", access, err)
+	}
+	if access, err := s.roster.Access(t.Context(), owner); err != nil || access.Owner || access.Admin || !access.Write {
+		t.Errorf("%+v %v", access, err)
+	}
+}
