@@ -118,9 +118,16 @@ func snapshot(from, to string, keep int64) error {
 	return nil
 }
 
-// inspect walks a world that was opened after a crash: it must be what the history has at its rev, whole, and go on.
-func (s *simulation) inspect(t *testing.T, w *world) (rev string) {
+// anew is a walker of w that knows nothing but how the repo began.
+func (s *simulation) anew(w *world) *walker {
+	return &walker{w: w, paths: map[string]cid.Cid{}, rev: s.walker.first.Rev, data: s.walker.first.Data, history: map[string]model{}}
+}
+
+// inspect has fresh walk a world that was opened after a crash: it must be what the history has at its rev, whole, and
+// go on.
+func (s *simulation) inspect(t *testing.T, fresh *walker) (rev string) {
 	t.Helper()
+	w := fresh.w
 	defer func() {
 		w.host.Close()
 		if err := w.db.Close(); err != nil {
@@ -135,7 +142,6 @@ func (s *simulation) inspect(t *testing.T, w *world) (rev string) {
 	if !known {
 		t.Fatalf("after a crash the repo is at %s, which never was", head.Rev)
 	}
-	fresh := &walker{w: w, paths: map[string]cid.Cid{}, rev: s.walker.first.Rev, data: s.walker.first.Data, history: map[string]model{}}
 	fresh.walk(t, m)
 	if records, err := w.repo.Verify(t.Context()); err != nil || records != len(m) {
 		t.Fatalf("%d records, should be %d: %v", records, len(m), err)
@@ -182,13 +188,13 @@ func TestCrashAtEachStep(t *testing.T) {
 			}
 			s.walker.walk(t, s.model)
 			w := &world{path: copied, key: s.w.key, config: s.w.config}
-			if w.open(t); s.inspect(t, w) != before {
+			if w.open(t); s.inspect(t, s.anew(w)) != before {
 				t.Fatalf("%s: a commit outlived a power cut in its middle", fired)
 			}
 		}
 		s.made(writes)
 		s.walker.walk(t, s.model)
-		if got := s.inspect(t, s.crashed(t, -1)); got != s.walker.rev {
+		if got := s.inspect(t, s.anew(s.crashed(t, -1))); got != s.walker.rev {
 			t.Fatalf("round %d: a power cut after COMMIT leaves %s, acknowledged was %s", round, got, s.walker.rev)
 		}
 	}
@@ -226,7 +232,7 @@ func TestTornLog(t *testing.T) {
 	}
 	const cuts = 24
 	for i := range int64(cuts + 1) {
-		revs[s.inspect(t, s.crashed(t, info.Size()*i/cuts))] = true
+		revs[s.inspect(t, s.anew(s.crashed(t, info.Size()*i/cuts)))] = true
 	}
 	if len(revs) < 3 {
 		t.Errorf("the cuts led to %d states", len(revs))
@@ -256,7 +262,7 @@ func (s *simulation) full() []pds.Write {
 }
 
 // entryOf is what the model says of a record.
-func entryOf(t *testing.T, value []byte) entry {
+func entryOf(t testing.TB, value []byte) entry {
 	t.Helper()
 	var v struct {
 		N int

@@ -200,7 +200,7 @@ func (s *simulation) prune() int {
 }
 
 // Would catch anything that head, tree, records, proofs, frames and blob references do not agree on after any
-// sequence of writes, refusals, restarts and leaps of the clock; events that go too early or never; and a seq or
+// sequence of writes, refusals, restarts, power cuts and leaps of the clock; events that go too early or never; and a seq or
 // rev that falls.
 func TestSimulatedHours(t *testing.T) {
 	t.Parallel()
@@ -208,7 +208,7 @@ func TestSimulatedHours(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			s := newSimulation(t, seed)
-			pruned, back := 0, 0
+			pruned, back, cut := 0, 0, 0
 			for step := range 80 {
 				switch s.random.IntN(12) {
 				case 0:
@@ -220,6 +220,11 @@ func TestSimulatedHours(t *testing.T) {
 				case 3:
 					s.pass(-time.Duration(s.random.IntN(5*60)) * time.Minute)
 					back++
+				case 4:
+					if rev := s.inspect(t, s.walker.on(s.crashed(t, -1))); rev != s.walker.rev {
+						t.Fatalf("a power cut leaves %s, acknowledged was %s", rev, s.walker.rev)
+					}
+					cut++
 				}
 				if step%40 == 39 && len(s.model) > 0 {
 					s.clear()
@@ -232,8 +237,8 @@ func TestSimulatedHours(t *testing.T) {
 					s.storeBlob() // a blob that no record names is kept for a day
 				}
 			}
-			if pruned == 0 || back == 0 {
-				t.Errorf("%d events were pruned, the clock went back %d times", pruned, back)
+			if pruned == 0 || back == 0 || cut == 0 {
+				t.Errorf("%d events were pruned, the clock went back %d times, the power was cut %d times", pruned, back, cut)
 			}
 			rising(t, s)
 		})

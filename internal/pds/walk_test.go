@@ -3,6 +3,7 @@ package pds_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -39,7 +40,7 @@ type walker struct {
 	rev   string
 	data  cid.Cid
 	seq   int64
-	// The last few heads that were walked, with their blocks: who has those asks for the rest.
+	// A few heads that were walked, with their blocks: who has those asks for the rest.
 	kept []keptBlocks
 	// By rev, for reopening: a crash may lose nothing that was acknowledged, and nothing in between.
 	history map[string]model
@@ -54,13 +55,18 @@ func newWalker(t testing.TB, w *world) *walker {
 	return &walker{w: w, first: head, paths: map[string]cid.Cid{}, rev: head.Rev, data: head.Data, history: map[string]model{head.Rev: {}}}
 }
 
+// on is a walker of a copy of what k walked, which knows as much.
+func (k *walker) on(w *world) *walker {
+	return &walker{w: w, first: k.first, paths: maps.Clone(k.paths), rev: k.rev, data: k.data, seq: k.seq, history: map[string]model{}}
+}
+
 // keptBlocks are all blocks of a repo at a rev.
 type keptBlocks struct {
 	rev    string
 	blocks map[cid.Cid]bool
 }
 
-// keptHeads is how far back the walker asks for differences.
+// keptHeads is of how many heads the walker asks for differences.
 const keptHeads = 6
 
 // node is a decoded tree node.
@@ -193,7 +199,7 @@ func (k *walker) walk(t testing.TB, m model) {
 		t.Fatal(err)
 	}
 	k.history[head.Rev] = maps.Clone(m)
-	paths, blocks := k.export(t, head)
+	paths, blocks := k.export(t, head, m)
 	k.since(t, head, blocks)
 	if len(paths) != len(m) {
 		t.Fatalf("%d records are exported, there should be %d", len(paths), len(m))
@@ -208,7 +214,7 @@ func (k *walker) walk(t testing.TB, m model) {
 }
 
 // export reads the whole repo as anybody gets it.
-func (k *walker) export(t testing.TB, head pds.Head) (map[string]cid.Cid, map[cid.Cid]bool) {
+func (k *walker) export(t testing.TB, head pds.Head, m model) (map[string]cid.Cid, map[cid.Cid]bool) {
 	t.Helper()
 	var car bytes.Buffer
 	if err := k.w.repo.Export(t.Context(), &car); err != nil {
@@ -218,30 +224,50 @@ func (k *walker) export(t testing.TB, head pds.Head) (map[string]cid.Cid, map[ci
 	if !bytes.Contains(header, head.CID.Bytes()) {
 		t.Fatalf("the root is not the head: %x", header)
 	}
-	var commit repo.Commit
-	if err := commit.UnmarshalCBOR(bytes.NewReader(blocks[head.CID])); err != nil {
-		t.Fatal(err)
-	}
-	public, err := k.w.key.PublicKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := commit.VerifySignature(public); err != nil || commit.Rev != head.Rev || commit.Data != head.Data || commit.DID != did.String() {
-		t.Fatalf("head %+v, commit %+v: %v", head, commit, err)
+	commit := k.signed(t, blocks[head.CID])
+	if commit.Rev != head.Rev || commit.Data != head.Data {
+		t.Fatalf("head %+v, commit %+v", head, commit)
 	}
 	paths, seen := map[string]cid.Cid{}, map[cid.Cid]bool{head.CID: true}
 	if err := readTree(blocks, head.Data, -1, paths, seen); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range paths {
+	for path, c := range paths {
 		if seen[c] = true; blocks[c] == nil {
 			t.Fatalf("record %s is not in the export", c)
+		}
+		data, err := atdata.UnmarshalCBOR(blocks[c])
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if collection, _, _ := strings.Cut(path, "/"); entryOf(t, text) != m[path] || data["$type"] != collection {
+			t.Fatalf("%s is exported as %s, should be %+v", path, text, m[path])
 		}
 	}
 	if len(seen) != len(blocks) {
 		t.Fatalf("%d blocks are exported, %d can be reached", len(blocks), len(seen))
 	}
 	return paths, seen
+}
+
+// signed reads a commit of this repo's, which its key must have signed.
+func (k *walker) signed(t testing.TB, raw []byte) (commit repo.Commit) {
+	t.Helper()
+	if err := commit.UnmarshalCBOR(bytes.NewReader(raw)); err != nil {
+		t.Fatal(err)
+	}
+	public, err := k.w.key.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := commit.VerifySignature(public); err != nil || commit.DID != did.String() {
+		t.Fatalf("commit %+v: %v", commit, err)
+	}
+	return commit
 }
 
 // since asks for what came after earlier heads: with what was there then, it must make the whole of now, and have
@@ -256,7 +282,10 @@ func (k *walker) since(t testing.TB, head pds.Head, now map[cid.Cid]bool) {
 		if w.Code != http.StatusOK {
 			t.Fatalf("since %s: %d %s", old.rev, w.Code, w.Body)
 		}
-		_, diff := blocksOf(t, w.Body.Bytes())
+		header, diff := blocksOf(t, w.Body.Bytes())
+		if !bytes.Contains(header, head.CID.Bytes()) {
+			t.Fatalf("since %s: the root is not the head: %x", old.rev, header)
+		}
 		for c := range now {
 			if _, ok := diff[c]; !ok && !old.blocks[c] {
 				t.Fatalf("since %s: %s is in neither", old.rev, c)
@@ -271,8 +300,9 @@ func (k *walker) since(t testing.TB, head pds.Head, now map[cid.Cid]bool) {
 	if len(k.kept) == 0 || k.kept[len(k.kept)-1].rev != head.Rev {
 		k.kept = append(k.kept, keptBlocks{head.Rev, now})
 	}
-	if len(k.kept) > keptHeads {
-		k.kept = k.kept[1:]
+	if len(k.kept) > keptHeads { // any one goes, so that some are old
+		at := len(k.history) % keptHeads
+		k.kept = slices.Delete(k.kept, at, at+1)
 	}
 }
 
@@ -292,9 +322,8 @@ func (k *walker) records(t testing.TB, m model, paths map[string]cid.Cid) {
 			last = r.Rkey
 			path := collection.String() + "/" + r.Rkey.String()
 			listed[path] = r.CID
-			e := m[path]
-			if text := string(r.Value); !strings.Contains(text, fmt.Sprintf(`"n":%d`, e.n)) || e.blob.Defined() != strings.Contains(text, `"blob"`) {
-				t.Fatalf("%s is %s, should be %+v", path, text, e)
+			if entryOf(t, r.Value) != m[path] {
+				t.Fatalf("%s is %s, should be %+v", path, r.Value, m[path])
 			}
 		}
 	}
@@ -343,6 +372,10 @@ func (k *walker) frames(t testing.TB) {
 		data, err := loaded.MST.RootCID()
 		if err != nil {
 			t.Fatal(err)
+		}
+		_, blocks := blocksOf(t, m.Blocks)
+		if commit := k.signed(t, blocks[cid.Cid(m.Commit)]); commit.Rev != m.Rev || commit.Data != *data || m.Repo != commit.DID {
+			t.Fatalf("frame %d is of rev %s, its commit of %s", m.Seq, m.Rev, commit.Rev)
 		}
 		if m.Since == nil || *m.Since != k.rev || m.Rev <= k.rev || m.PrevData == nil || cid.Cid(*m.PrevData) != k.data {
 			t.Fatalf("frame %d, rev %s since %v, follows rev %s", m.Seq, m.Rev, m.Since, k.rev)
