@@ -24,7 +24,7 @@ const (
 	ringEvents = 512
 	ringBytes  = 16 << 20
 	pageEvents = 256
-	pageBytes  = 1 << 20 // a page ends with the event that brings it over
+	pageBytes  = 64 << 10 // a page ends with the event that brings it over: each slow subscriber holds one
 )
 
 // errTooSlow says that a subscriber's next events are gone.
@@ -201,7 +201,9 @@ func (e *events) after(ctx context.Context, cursor int64) (page []Event, none <-
 		for e.ring[i].Seq <= cursor {
 			i++
 		}
-		page = append(page, e.ring[i:min(len(e.ring), i+pageEvents)]...)
+		for size := 0; i < len(e.ring) && len(page) < pageEvents && size < pageBytes; i++ {
+			page, size = append(page, e.ring[i]), size+len(e.ring[i].Frame)
+		}
 		e.mu.Unlock()
 		return page, nil, nil
 	}
