@@ -26,10 +26,8 @@ func (n *network) startOperator(t *testing.T, a components.Account, crane string
 	t.Helper()
 	o := &operator{handle: a.Handle, config: dockerConfig(t)}
 	o.hold, o.holdDID = n.startHold(t, "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR="+t.TempDir(), "HOLD_OWNER="+a.DID, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true")
-	o.registry = fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	o.appview = startDaemon(t, binaries.appview, "http://"+o.registry, "/v2/",
-		"ATCR_HTTP_ADDR="+o.registry, "ATCR_DEBUG_ADDR=", "ATCR_BASE_URL=http://"+o.registry, "ATCR_DEFAULT_HOLD_DID="+o.holdDID, "ATCR_RELAY_URLS="+n.pds.URL,
-		"ATCR_DATABASE_DIR="+t.TempDir(), "ATCR_PLC_URL="+n.pds.PLCURL, "ATCR_HANDLE_RESOLVER_URL="+n.pds.URL, "ATCR_LOG_LEVEL=debug", "TEST_MODE=true")
+	o.appview = (&network{pds: n.pds, publicDID: o.holdDID}).startAppView(t, "ATCR_RELAY_URLS="+n.pds.URL)
+	o.registry = strings.TrimPrefix(o.appview.url, "http://")
 	command(t, []string{o.config}, crane, "auth", "login", o.registry, "-u", a.Handle, "-p", a.AppPassword)
 	waitUntil(t, "an AppView follows the PDS", func() bool { return o.appview.said("live=true") > 0 })
 	return o
