@@ -230,6 +230,7 @@ func TestCommandLine(t *testing.T) {
 		{"crew remove did:plc:a extra", `unknown argument "extra"`, true},
 		{"crew remove did:plc:a", "no member any more", false},
 		{"crew", `unknown command "crew"`, true},
+		{"fsck --json", `{"added":0,"removed":0}`, false},
 		{"gc --dry-run", "nothing is collected", true},
 		{"gc --help", "only say what would be deleted", false},
 		{"repo verify", "the repo is whole", false},

@@ -2,6 +2,7 @@ package hold
 
 import (
 	"net/http"
+	"net/url"
 	"strings"
 
 	"atcr.io/api/atcr"
@@ -93,7 +94,7 @@ func (h *Hold) routes(adapter *httpx.Adapter) http.Handler {
 		{upload.PathPrefix, "who knows the secret", oci.WriteError, h.uploads.Handler(h.config.PublicURL)},
 		{"GET /d/{secret}/{name}", "who knows the secret", xrpc.WriteError, h.getLinkedBlob},
 		{"GET /robots.txt", "public", xrpc.WriteError, text("User-agent: *\nDisallow: /u/\nDisallow: /d/\n")},
-		{"GET /{$}", "public", xrpc.WriteError, text("This is an ATCR hold: blob storage for container images.\n\nIts repo says who may read and write: /xrpc/com.atproto.repo.describeRepo?repo=" + h.did.String() + "\n")},
+		{"GET /{$}", "public", xrpc.WriteError, text("This is an ATCR hold: blob storage for container images.\n\nIts repo says who may read and write: /xrpc/com.atproto.repo.describeRepo?repo=" + url.QueryEscape(h.did.String()) + "\n")},
 		{"/", "public", xrpc.WriteError, notFound},
 	} {
 		mux.Handle(r.pattern, adapter.Wrap(strings.TrimPrefix(r.pattern, "GET "), r.translate, r.handler))

@@ -277,6 +277,10 @@ func TestSurface(t *testing.T) {
 			t.Errorf("%s: %d %s", path, a.status, a.body)
 		}
 	}
+	_, path, _ := strings.Cut(s.send(t, http.MethodGet, "/", "", nil).body, "read and write: ")
+	if a := s.send(t, http.MethodGet, strings.TrimSpace(path), "", nil); a.status != http.StatusOK {
+		t.Errorf("the banner leads to %q: %d %s", path, a.status, a.body)
+	}
 }
 
 // Would catch errors whose names no client knows.

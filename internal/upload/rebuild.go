@@ -26,8 +26,8 @@ const (
 
 // Rebuilt says what Rebuild changed.
 type Rebuilt struct {
-	Added   int64 // blobs whose object was there and whose row was not
-	Removed int64 // rows whose object is not there
+	Added   int64 `json:"added"`   // blobs whose object was there and whose row was not
+	Removed int64 `json:"removed"` // rows whose object is not there
 }
 
 // Rebuild makes the index agree with the storage: what stands under a final key, or is named by a pointer,
