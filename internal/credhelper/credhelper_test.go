@@ -294,3 +294,18 @@ func TestAddresses(t *testing.T) {
 		}
 	}
 }
+
+// Would catch somebody who is asked to approve what this machine then cannot keep.
+func TestLoginBesideBrokenFile(t *testing.T) {
+	t.Parallel()
+	h, _, _ := newHelper(t)
+	r := newRegistry(t, "")
+	if err := os.WriteFile(h.path("accounts.json"), []byte("{broken"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	_, err := h.login(t.Context(), r.host, loginOptions{Name: "laptop"}, &out)
+	if err == nil || !strings.Contains(err.Error(), "accounts.json") || out.Len() > 0 {
+		t.Errorf("%v, and it says %q", err, &out)
+	}
+}

@@ -27,6 +27,9 @@ var errRefused = errors.New("the request was refused: nobody was signed in")
 
 // login signs somebody in: shows a code, waits for its approval in a browser, and keeps the secret.
 func (h *Helper) login(ctx context.Context, registry string, o loginOptions, out io.Writer) (Account, error) {
+	if _, err := h.load(); err != nil { // before anybody is asked to approve
+		return Account{}, err
+	}
 	code, err := h.begin(ctx, registry, o.Name, runtime.GOOS+"/"+runtime.GOARCH)
 	if err != nil {
 		return Account{}, err
