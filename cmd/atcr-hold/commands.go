@@ -88,7 +88,10 @@ func remote(name, usage, about string, arguments []string, flags func(*flag.Flag
 				return err
 			}
 		}
-		p := &printing{w: stdout, asJSON: asJSON}
+		p := &printing{w: stdout, text: stdout, asJSON: asJSON}
+		if name == "repo export" && parameters["file"] == "" { // what it says must not get into the CAR
+			p.text, parameters["notes"] = os.Stderr, "true"
+		}
 		return p.command(func(tell func(hold.Line)) error {
 			return hold.Command(ctx, c, logger, taskOf(name), parameters, tell)
 		})
@@ -125,7 +128,7 @@ func elsewhere(command daemon.Sub[hold.Config]) daemon.Sub[hold.Config] {
 				return true, err
 			}
 		}
-		p := &printing{w: stdout, asJSON: asJSON}
+		p := &printing{w: stdout, text: stdout, asJSON: asJSON}
 		return true, p.command(func(tell func(hold.Line)) error {
 			return r.Crew(ctx, taskOf(command.Name), parameters, tell)
 		})
@@ -192,6 +195,7 @@ func parse(name, usage, about string, arguments []string, flags func(*flag.FlagS
 // printing is where a command's lines go. Its first error stays: a result that was cut is no result.
 type printing struct {
 	w      io.Writer
+	text   io.Writer // for people; another where w takes data
 	asJSON bool
 	err    error
 }
@@ -209,7 +213,7 @@ func (p *printing) print(l hold.Line) {
 	case p.asJSON && l.Data != nil:
 		err = json.NewEncoder(p.w).Encode(l.Data)
 	case !p.asJSON && l.Text != "":
-		_, err = fmt.Fprintln(p.w, l.Text)
+		_, err = fmt.Fprintln(p.text, l.Text)
 	}
 	if p.err == nil && err != nil {
 		p.err = fmt.Errorf("print: %w", err)
@@ -225,7 +229,7 @@ func restore(ctx context.Context, c hold.Config, logger *slog.Logger, args []str
 	if err := hold.Restore(c, parameters["file"]); err != nil {
 		return err
 	}
-	p := &printing{w: stdout, asJSON: asJSON}
+	p := &printing{w: stdout, text: stdout, asJSON: asJSON}
 	return p.command(func(tell func(hold.Line)) error {
 		return hold.Command(ctx, c, logger, "announce", nil, tell)
 	})
@@ -246,7 +250,7 @@ func importRepo(ctx context.Context, c hold.Config, logger *slog.Logger, args []
 		}
 		defer func() { _ = f.Close() }()
 	}
-	p := &printing{w: stdout, asJSON: asJSON}
+	p := &printing{w: stdout, text: stdout, asJSON: asJSON}
 	return p.command(func(tell func(hold.Line)) error {
 		return hold.Import(ctx, c, logger, f, parameters["key"], tell)
 	})

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
@@ -229,11 +230,17 @@ func create(path string, fill func(*os.File) error) error {
 	return nil
 }
 
-// adminExport writes the repo into a file, or tells it piece by piece.
+// adminExport writes the repo into a file, or tells it piece by piece; words about its progress only to who asks for
+// them, and keeps them apart.
 func adminExport(ctx context.Context, h *Hold, r *http.Request, tell say) error {
 	path := r.URL.Query().Get("file")
 	if path == "" {
-		out := bufio.NewWriterSize(teller(tell), 64<<10)
+		tell = serial(tell)
+		var told atomic.Int64
+		if r.URL.Query().Get("notes") != "" {
+			defer tell.working(progressEvery, "writing the repo", func() string { return Bytes(told.Load()).String() })()
+		}
+		out := bufio.NewWriterSize(teller(func(l Line) { told.Add(int64(len(l.Bytes))); tell(l) }), 64<<10)
 		return errors.Join(h.repo.Export(ctx, out), out.Flush())
 	}
 	end := tell.working(progressEvery, "writing the repo", sizeOf(path))

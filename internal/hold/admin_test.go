@@ -75,6 +75,7 @@ func TestCommands(t *testing.T) {
 			{"gc", nil, "deleted 0 blobs"},
 			{"fsck", nil, "the repo is whole"},
 			{"repo export", map[string]string{"file": filepath.Join(t.TempDir(), "repo.car")}, "the repo is in"},
+			{"repo export", map[string]string{"notes": "true"}, "writing the repo …"},
 		} {
 			if said, err := run(t, config, step.name, step.parameters); err != nil || !strings.Contains(said, step.want) {
 				t.Errorf("%s: %s %v", step.name, said, err)
