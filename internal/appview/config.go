@@ -35,7 +35,7 @@ type Config struct {
 	PLCURL            string   `env:"ATCR_PLC_URL" default:"https://plc.directory" doc:"Directory that resolves did:plc."`
 	HandleResolverURL string   `env:"ATCR_HANDLE_RESOLVER_URL" doc:"A server that is asked first what DID a handle has (com.atproto.identity.resolveHandle). Empty: DNS and the handle's own host."`
 	AllowMainPassword bool     `env:"ATCR_ALLOW_MAIN_PASSWORD" default:"false" doc:"Whether people may sign in with their account's main password instead of an app password."`
-	DirectUploads     string   `env:"ATCR_DIRECT_UPLOADS" default:"auto" doc:"Whether clients send blobs straight to the hold: auto (clients known to drop credentials on the way: containerd), always, or never."`
+	DirectUploads     string   `env:"ATCR_DIRECT_UPLOADS" default:"auto" doc:"Whether clients send blobs straight to the hold: auto (clients known to drop credentials on the way: containerd), always (but clients known to take credentials along, or to refuse another host: podman, buildah, skopeo, CRI-O, oras, helm), or never."`
 	SparseIndexes     bool     `env:"ATCR_SPARSE_INDEXES" default:"true" doc:"Whether an index may name manifests that are not in its repository."`
 	RateLimit         int      `env:"ATCR_RATE_LIMIT" default:"30000" doc:"Requests a minute of one person, or of one address without a login. Names that nobody has count a hundredfold, requests past the caches twentyfold. Private and loopback addresses are not limited: they are your own network, or a proxy that ATCR_TRUSTED_PROXIES does not name. 0: no limit."`
 	TrustedProxies    []string `env:"ATCR_TRUSTED_PROXIES" example:"10.0.0.0/8" doc:"Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas."`

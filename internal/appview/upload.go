@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -85,6 +86,10 @@ func (u *uploads) Begin(ctx context.Context, c registry.Caller, name oci.Name, o
 // emptyRange says that nothing has arrived: the form has no other word for it.
 const emptyRange = "0-0"
 
+// staysHere are clients that take the registry's token along to the hold (those that containers/image is in), or take no
+// Location on another host (those that oras-go is in).
+var staysHere = []string{"containers/", "podman/", "buildah/", "skopeo/", "cri-o/", "oras/", "oras-go/", "helm/"}
+
 // goesDirect tells whether a client may get the hold's own URL. An https registry never hands out http, nor a place on
 // its own host name, where clients take their tokens along.
 func (u *uploads) goesDirect(userAgent, target string) bool {
@@ -93,7 +98,7 @@ func (u *uploads) goesDirect(userAgent, target string) bool {
 	}
 	switch u.direct {
 	case directAlways:
-		return userAgent != ""
+		return userAgent != "" && !slices.ContainsFunc(staysHere, func(name string) bool { return strings.HasPrefix(strings.ToLower(userAgent), name) })
 	case directAuto:
 		return strings.HasPrefix(userAgent, "containerd/")
 	}

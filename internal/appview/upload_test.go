@@ -104,7 +104,7 @@ func TestDirectUploads(t *testing.T) {
 	t.Parallel()
 	for setting, direct := range map[string]map[string]bool{
 		"auto":   {"containerd/2.1": true, "docker/28.0": false, "": false},
-		"always": {"docker/28.0": true},
+		"always": {"docker/28.0": true, "containers/5.23.1 (github.com/containers/image)": false, "Buildah/1.28.2": false, "oras/1.3.6": false, "Helm/3.22.0": false},
 		"never":  {"containerd/2.1": false},
 	} {
 		n := newNetwork(t, "ATCR_DIRECT_UPLOADS="+setting)
