@@ -28,8 +28,8 @@ var commands = []daemon.Sub[hold.Config]{
 	}),
 	remote("fsck", "", "make the blob index agree with the storage, and check the repo", nil, nil),
 	elsewhere(remote("crew list", "[--hold H]", "list the members, here or at a hold elsewhere", nil, elsewhereFlags)),
-	elsewhere(remote("crew add", "DID [--permissions P] [--tier T] [--hold H --as HANDLE]", "make somebody a member, or change what they may", []string{"member"}, crewFlags)),
-	elsewhere(remote("crew set", "DID [--permissions P] [--tier T] [--hold H --as HANDLE]", "the same", []string{"member"}, crewFlags)),
+	elsewhere(remote("crew add", "DID [--permissions P] [--tier T] [--hold H --as HANDLE]", "make somebody a member", []string{"member"}, addFlags)),
+	elsewhere(remote("crew set", "DID [--permissions P] [--tier T] [--hold H --as HANDLE]", "change what a member may, or their tier", []string{"member"}, setFlags)),
 	elsewhere(remote("crew remove", "DID [--hold H --as HANDLE]", "end a membership", []string{"member"}, elsewhereFlags)),
 	remote("captain transfer", "DID", "give the hold to another owner", []string{"member"}, nil),
 	remote("block list", "", "list who and what is blocked", nil, nil),
@@ -53,8 +53,12 @@ var commands = []daemon.Sub[hold.Config]{
 	remote("request-crawl", "[RELAY]", "ask relays to read this hold", []string{"relay"}, nil),
 }
 
-func crewFlags(f *flag.FlagSet) {
-	f.String("permissions", "blob:read,blob:write", "comma-separated: blob:read, blob:write, crew:admin; or none, which refuses them")
+func addFlags(f *flag.FlagSet) { crewFlags(f, "blob:read,blob:write", "") }
+
+func setFlags(f *flag.FlagSet) { crewFlags(f, "", "; without it a member keeps theirs") }
+
+func crewFlags(f *flag.FlagSet, permissions, absent string) {
+	f.String("permissions", permissions, "comma-separated: blob:read, blob:write, crew:admin; or none, which refuses them"+absent)
 	f.String("tier", "", "quota tier, of HOLD_QUOTAS; without it a member keeps theirs, and an empty one takes it away")
 	elsewhereFlags(f)
 }
@@ -100,8 +104,10 @@ func remote(name, usage, about string, arguments []string, flags func(*flag.Flag
 
 // elsewhere lets a command work on a hold that is reached over the network too, with --hold.
 func elsewhere(command daemon.Sub[hold.Config]) daemon.Sub[hold.Config] {
-	arguments, flags := []string{"member"}, crewFlags
+	arguments, flags := []string{"member"}, setFlags
 	switch command.Name {
+	case "crew add":
+		flags = addFlags
 	case "crew list":
 		arguments, flags = nil, elsewhereFlags
 	case "crew remove":

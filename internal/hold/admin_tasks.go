@@ -104,12 +104,15 @@ func adminCrewSet(ctx context.Context, h *Hold, r *http.Request, tell say) error
 	if err != nil {
 		return err
 	}
-	permissions, err := parsePermissions(r.URL.Query().Get("permissions"))
-	if err != nil {
-		return err
+	q := r.URL.Query()
+	var permissions []string // nil: as they are
+	if q.Has("permissions") {
+		if permissions, err = parsePermissions(q.Get("permissions")); err != nil {
+			return err
+		}
 	}
 	var tier *string
-	if q := r.URL.Query(); q.Has("tier") {
+	if q.Has("tier") {
 		name := q.Get("tier")
 		if _, ok := h.quota.quotas.Tiers[name]; name != "" && !ok {
 			return fmt.Errorf("HOLD_QUOTAS has no tier %q", name)

@@ -30,10 +30,17 @@ func addedAt(m atcr.HoldCrew) time.Time {
 }
 
 // changed is a member's record with other permissions. Of the one before (zero for none) it keeps the fields that
-// nobody here knows, and the tier where tier is nil.
+// nobody here knows, and permissions and tier where these are nil; somebody new may read and write then.
 func changed(before atcr.HoldCrew, did syntax.DID, permissions []string, tier *string, at time.Time) atcr.HoldCrew {
 	if tier == nil {
 		tier = &before.Tier
+	}
+	switch {
+	case permissions != nil:
+	case before.Member != "":
+		permissions = append([]string{}, before.Permissions...)
+	default:
+		permissions = []string{crew.BlobRead, crew.BlobWrite}
 	}
 	return atcr.HoldCrew{
 		LexiconTypeID: atcr.HoldCrewNSID, Member: did.String(), Role: "member", Permissions: permissions, Tier: *tier, AddedAt: timestamp(at), Extra: before.Extra,

@@ -53,8 +53,8 @@ func (r Remote) Crew(ctx context.Context, name string, parameters map[string]str
 		return fmt.Errorf("%q is not a DID; it looks like did:plc:abc…", parameters["member"])
 	}
 	var permissions []string
-	if name == "crew set" {
-		if permissions, err = parsePermissions(parameters["permissions"]); err != nil {
+	if text, given := parameters["permissions"]; given {
+		if permissions, err = parsePermissions(text); err != nil {
 			return err
 		}
 	}

@@ -37,6 +37,7 @@ func TestRemoteCrew(t *testing.T) {
 		{me, "crew set", map[string]string{"member": member, "permissions": "blob:write"}, "tier pro", false},
 		{me, "crew set", map[string]string{"member": member, "permissions": "blob:write", "tier": ""}, member + "  blob:write\n", false},
 		{Remote{Hold: s.config.PublicURL, PLCURL: n.PLCURL, TestMode: true}, "crew list", nil, member + "  blob:write\n", false},
+		{me, "crew set", map[string]string{"member": member, "tier": "pro"}, member + "  blob:write  tier pro", false},
 		{me, "crew set", map[string]string{"member": "alice", "permissions": "blob:read"}, "is not a DID", true},
 		{me, "crew set", map[string]string{"member": member, "permissions": "blob:wirte"}, "no permission", true},
 		{as(0, "wrong"), "crew remove", map[string]string{"member": member}, "sign in", true},
