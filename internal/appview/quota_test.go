@@ -29,7 +29,7 @@ func TestQuotaInWords(t *testing.T) {
 	alice.push("alice.test/app", shared, "1.0") // the owner has no limit
 	inWords := func(what string, a answer) {
 		t.Helper()
-		if a.status != 403 || a.code() != "DENIED" || !strings.Contains(a.body, "quota") && !strings.Contains(a.body, "Quota") {
+		if a.status != 403 || a.code() != "DENIED" || !strings.Contains(a.body, "used up") {
 			t.Errorf("%s: %d %s", what, a.status, a.body)
 		}
 	}
