@@ -82,7 +82,7 @@ func newLists(u xrpc.Upstream, d directory, v *view, now clock) *lists {
 	})
 	l.referrers = newCache(listsKept, listFresh, listFailed, now, func(ctx context.Context, key repositoryKey) ([]referrer, error) {
 		if v.covered(ctx, key.did) {
-			if all, err := l.indexedReferrers(ctx, key); err == nil || isTooMany(err) {
+			if all, err := l.indexedReferrers(ctx, key); err == nil || errors.Is(err, index.ErrTooLong) {
 				return all, err
 			}
 		}
@@ -154,13 +154,9 @@ func (l *lists) indexedReferrers(ctx context.Context, key repositoryKey) ([]refe
 	return out, err
 }
 
-var errTooMany = errors.New("the list is too long")
-
-func isTooMany(err error) bool { return errors.Is(err, errTooMany) }
-
 func tooManyReferrers(key repositoryKey) error {
 	return &oci.Error{
-		Code: oci.CodeUnsupported, Status: http.StatusUnprocessableEntity, Err: errTooMany,
+		Code: oci.CodeUnsupported, Status: http.StatusUnprocessableEntity, Err: index.ErrTooLong,
 		Message: fmt.Sprintf("the referrers in %s of %s take more than %d MiB: this registry lists none of them, rather than some", key.repository, key.did, referrersBytes>>20),
 	}
 }

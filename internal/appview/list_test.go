@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -145,7 +146,7 @@ func TestManyReferrers(t *testing.T) {
 	write(2000, 300)
 	check("index", 2000, 1)
 	lists := &lists{view: n.app.Load().view, room: 1 << 20}
-	if _, err := lists.indexedReferrers(t.Context(), repositoryKey{syntax.DID(n.alice.DID), "app"}); !isTooMany(err) {
+	if _, err := lists.indexedReferrers(t.Context(), repositoryKey{syntax.DID(n.alice.DID), "app"}); !errors.Is(err, index.ErrTooLong) {
 		t.Errorf("of the index: %v", err)
 	}
 }

@@ -105,17 +105,10 @@ func TestHoldThatRefusesToBeTold(t *testing.T) {
 		return true
 	})
 	alice.push("alice.test/app", newImage("refused"), "1.0")
-	waiting := func() int {
-		var count int
-		if err := n.app.Load().db.Reader().QueryRowContext(t.Context(), `SELECT count(*) FROM outbox`).Scan(&count); err != nil {
-			t.Fatal(err)
-		}
-		return count
-	}
-	eventually(t, "it is given up", func() bool { return told.Load() == 1 && waiting() == 0 })
+	eventually(t, "it is given up", func() bool { return told.Load() == 1 && n.waiting(n.alice) == 0 })
 	alice.must(400, alice.do(http.MethodPut, "/v2/alice.test/app/manifests/2.0", []byte(`{`), "Content-Type", oci.MediaTypeImageManifest))
-	if waiting() != 0 || told.Load() != 1 {
-		t.Errorf("%d wait, told %d times", waiting(), told.Load())
+	if n.waiting(n.alice) != 0 || told.Load() != 1 {
+		t.Errorf("%d wait, told %d times", n.waiting(n.alice), told.Load())
 	}
 }
 

@@ -6,13 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/api/atcr"
+	"atcr.io/internal/httpx"
 	"atcr.io/internal/pds"
 	"atcr.io/internal/xrpc"
 )
@@ -56,7 +56,7 @@ func (h *Hold) exportUserData(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	out := &recordStream{h: h, ctx: r.Context(), w: bufio.NewWriterSize(pacedWriter(w), 64<<10)}
+	out := &recordStream{h: h, ctx: r.Context(), w: bufio.NewWriterSize(httpx.PacedWriter(w, exportProgress), 64<<10)}
 	out.write(bytes.TrimSuffix(begin, []byte("}")))
 	out.list("layerRecords", func() error {
 		return h.ledger.EachLayerOf(r.Context(), caller, func(rkey syntax.RecordKey) error { return out.record(atcr.HoldLayerNSID, rkey) })
@@ -78,21 +78,6 @@ func (h *Hold) exportUserData(w http.ResponseWriter, r *http.Request) error {
 	}
 	return out.w.Flush()
 }
-
-// pacedWriter has a client that reads nothing for a while cut off.
-func pacedWriter(w http.ResponseWriter) io.Writer {
-	control := http.NewResponseController(w)
-	return writerFunc(func(p []byte) (int, error) {
-		if err := control.SetWriteDeadline(time.Now().Add(exportProgress)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			return 0, err
-		}
-		return w.Write(p)
-	})
-}
-
-type writerFunc func(p []byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // exportProgress is how long 64 KiB of an export may take.
 const exportProgress = time.Minute

@@ -91,6 +91,25 @@ func ProgressBody(w http.ResponseWriter, r *http.Request) io.ReadCloser {
 	return &progressBody{ReadCloser: r.Body, rc: http.NewResponseController(w)}
 }
 
+// PacedWriter is w whose client has patience for each Write, instead of a deadline for the whole answer: one that reads
+// nothing for so long is cut off.
+func PacedWriter(w http.ResponseWriter, patience time.Duration) io.Writer {
+	return &pacedWriter{w: w, rc: http.NewResponseController(w), patience: patience}
+}
+
+type pacedWriter struct {
+	w        io.Writer
+	rc       *http.ResponseController
+	patience time.Duration
+}
+
+func (p *pacedWriter) Write(b []byte) (int, error) {
+	if err := p.rc.SetWriteDeadline(time.Now().Add(p.patience)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, err
+	}
+	return p.w.Write(b)
+}
+
 type progressBody struct {
 	io.ReadCloser
 	rc      *http.ResponseController

@@ -14,6 +14,7 @@ import (
 	"github.com/bluesky-social/indigo/atproto/syntax"
 	"github.com/ipfs/go-cid"
 
+	"atcr.io/internal/httpx"
 	"atcr.io/internal/xrpc"
 )
 
@@ -126,13 +127,7 @@ func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, repo *Repo, which
 	header := w.Header()
 	header.Set("Content-Type", carType)
 	header.Add("Vary", "Accept-Encoding")
-	control := http.NewResponseController(w)
-	paced := writerFunc(func(p []byte) (int, error) {
-		if err := control.SetWriteDeadline(time.Now().Add(exportProgress)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			return 0, err
-		}
-		return w.Write(p)
-	})
+	paced := httpx.PacedWriter(w, exportProgress)
 	if acceptsGzip(r) {
 		header.Set("Content-Encoding", "gzip")
 		zipped, _ := gzip.NewWriterLevel(paced, gzip.BestSpeed) // fails for unknown levels alone
@@ -141,10 +136,6 @@ func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, repo *Repo, which
 	header.Set("Content-Length", strconv.FormatInt(spool.size(), 10))
 	return spool.writeTo(paced)
 }
-
-type writerFunc func(p []byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // acceptsGzip tells whether the client asks for gzip, and does not refuse it by q=0.
 func acceptsGzip(r *http.Request) bool {

@@ -200,7 +200,13 @@ func (h *holdServer) record(rkey, text string) map[string]any {
 // ask is a method that reads, and its answer in out.
 func (h *holdServer) ask(t *testing.T, nsid string, params url.Values, out any) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.url+"/xrpc/"+nsid+"?"+params.Encode(), nil)
+	h.read(t.Context(), t, "/xrpc/"+nsid+"?"+params.Encode(), out)
+}
+
+// read is the JSON at a path of the hold, in out.
+func (h *holdServer) read(ctx context.Context, t *testing.T, path string, out any) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +216,7 @@ func (h *holdServer) ask(t *testing.T, nsid string, params url.Values, out any) 
 	}
 	defer func() { _ = res.Body.Close() }()
 	if err := json.NewDecoder(res.Body).Decode(out); err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s: %v", nsid, res.Status, err)
+		t.Fatalf("%s: %s: %v", path, res.Status, err)
 	}
 }
 
@@ -241,18 +247,7 @@ func (h *holdServer) records(t *testing.T) map[string]bool {
 // document is the hold's own DID document.
 func (h *holdServer) document(ctx context.Context, t *testing.T) identity.DIDDocument {
 	t.Helper()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url+"/.well-known/did.json", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = res.Body.Close() }()
 	var document identity.DIDDocument
-	if err := json.NewDecoder(res.Body).Decode(&document); err != nil {
-		t.Fatal(err)
-	}
+	h.read(ctx, t, "/.well-known/did.json", &document)
 	return document
 }
