@@ -37,8 +37,11 @@ func (s *server) collect(t *testing.T, o CollectOptions) map[oci.Digest]upload.U
 func (s *server) has(t *testing.T, d oci.Digest) bool {
 	t.Helper()
 	a := s.send(t, http.MethodGet, s.blobPath(d), "", nil)
-	if a.status == http.StatusOK && oci.FromBytes([]byte(a.body)) != d {
+	switch {
+	case a.status == http.StatusOK && oci.FromBytes([]byte(a.body)) != d:
 		t.Fatalf("%s has other bytes", d)
+	case a.status != http.StatusOK && a.status != http.StatusNotFound:
+		t.Fatalf("%s: %d %s", d, a.status, a.body)
 	}
 	return a.status == http.StatusOK
 }
@@ -127,6 +130,40 @@ func TestLostNotification(t *testing.T) {
 			c.advance(2 * time.Hour)
 			if seen := s.collect(t, CollectOptions{}); len(seen) != 2 || s.has(t, config) || s.has(t, layer) {
 				t.Errorf("unnamed since more than two days: %+v", seen)
+			}
+		})
+	}
+}
+
+// Would catch a blob that is lost because its pusher, who had sent none of its bytes, was told of it in the hour in
+// which their last manifest that named it went, and the message of the next was lost.
+func TestToldInTheHourOfADelete(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string]bool{"told before": true, "told while it was named": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, c, s := collecting(t)
+			d := s.push(t, writer, []byte("of the writer"))
+			told := func() {
+				path := strings.Replace(s.blobPath(d), "did:plc:any", reader.String(), 1)
+				if a := s.send(t, http.MethodHead, path, "", nil); a.status != http.StatusOK {
+					t.Fatal(a.status)
+				}
+			}
+			if before {
+				told()
+			}
+			in := message(reader, "app", "first", d)
+			for _, in.Operation = range []string{"push", "delete"} {
+				if a := s.notify(t, reader, in); a.status != http.StatusOK {
+					t.Fatal(a.body)
+				}
+				told()
+			}
+			p.repos.publish(reader, atcr.ManifestRkey(manifestDigest("second")), s.manifestRecord("app", "second", d), false)
+			c.advance(upload.CollectAfter + 2*time.Hour)
+			if seen := s.collect(t, CollectOptions{}); !s.has(t, d) {
+				t.Errorf("the blob of the second manifest is lost: %+v", seen[d])
 			}
 		})
 	}

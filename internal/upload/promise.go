@@ -84,18 +84,10 @@ func (u *Uploads) remember(ctx context.Context, d oci.Digest, did syntax.DID) er
 		if named, err := u.named(ctx, tx, did, d); err != nil || named != 0 {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO blob_promise (digest, did, at) SELECT ?1, ?2, ?3
-			WHERE NOT EXISTS (SELECT 1 FROM blob_uploader WHERE digest = ?1 AND uploader = ?2)
-			ON CONFLICT (digest, did) DO UPDATE SET at = excluded.at`, d.String(), did.String(), now.UnixMilli())
-		if err != nil {
+		if err := u.concern(ctx, tx, d, did); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `DELETE FROM blob_promise WHERE digest = ?1 AND did NOT IN
-			(SELECT did FROM blob_promise WHERE digest = ?1 ORDER BY at DESC LIMIT ?2)`, d.String(), maxPromisesEach)
-		if err != nil {
-			return err
-		}
-		_, err = tx.ExecContext(ctx, `DELETE FROM blob_promise WHERE (SELECT count(*) FROM blob_promise) > ?1
+		_, err := tx.ExecContext(ctx, `DELETE FROM blob_promise WHERE (SELECT count(*) FROM blob_promise) > ?1
 			AND at <= (SELECT at FROM blob_promise ORDER BY at DESC LIMIT 1 OFFSET ?1)`, maxPromises)
 		return err
 	})
@@ -106,8 +98,22 @@ func (u *Uploads) remember(ctx context.Context, d oci.Digest, did syntax.DID) er
 	return nil
 }
 
+// concern notes that did must be asked before d is collected. Of too many of one blob, the oldest go.
+func (u *Uploads) concern(ctx context.Context, tx *sql.Tx, d oci.Digest, did syntax.DID) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO blob_promise (digest, did, at) SELECT ?1, ?2, ?3
+		WHERE NOT EXISTS (SELECT 1 FROM blob_uploader WHERE digest = ?1 AND uploader = ?2)
+		ON CONFLICT (digest, did) DO UPDATE SET at = excluded.at`, d.String(), did.String(), u.now().UnixMilli())
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `DELETE FROM blob_promise WHERE digest = ?1 AND did NOT IN
+		(SELECT did FROM blob_promise WHERE digest = ?1 ORDER BY at DESC LIMIT ?2)`, d.String(), maxPromisesEach)
+	return err
+}
+
 // Naming tells, in the transaction that changes it, whether a manifest of did names d now. A blob that none
-// of theirs names any more may be collected after CollectAfter.
+// of theirs names any more may be collected after CollectAfter, and did is asked before: they may rely on it
+// again by then, as remember need not have noted.
 func (u *Uploads) Naming(ctx context.Context, tx *sql.Tx, did syntax.DID, d oci.Digest, named bool) error {
 	value := 0
 	if named {
@@ -121,8 +127,11 @@ func (u *Uploads) Naming(ctx context.Context, tx *sql.Tx, did syntax.DID, d oci.
 		_, err = tx.ExecContext(ctx, `DELETE FROM blob_promise WHERE digest = ? AND did = ?`, d.String(), did.String())
 		return err
 	}
-	_, err = tx.ExecContext(ctx, `UPDATE blob SET touched_at = max(touched_at, ?) WHERE digest = ? AND verified = 1`, u.now().UnixMilli(), d.String())
-	return err
+	changes, err := changed(tx.ExecContext(ctx, `UPDATE blob SET touched_at = max(touched_at, ?) WHERE digest = ? AND verified = 1`, u.now().UnixMilli(), d.String()))
+	if err != nil || changes == 0 {
+		return err
+	}
+	return u.concern(ctx, tx, d, did)
 }
 
 // concerned are who uploaded d, or was told that it is here.
