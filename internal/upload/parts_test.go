@@ -366,6 +366,41 @@ func TestPresignedMismatch(t *testing.T) {
 	}
 }
 
+// Would catch a blob that goes because an earlier upload of it, which was being read when it was replaced, had other
+// bytes: the new row may have the old one's id.
+func TestPresignedAgainWhileRead(t *testing.T) {
+	t.Parallel()
+	m := presigning{newMemory()}
+	r := newRig(t, m, nil)
+	r.inline = 0
+	data := noise(200_000, 1)
+	d := oci.FromBytes(data)
+	reading, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	m.fault.set(func(step string) error {
+		if step == "after open" {
+			once.Do(func() { close(reading); <-goOn })
+		}
+		return nil
+	})
+	if _, err := r.direct(m, r.begin(alice), noise(200_000, 2), d); err != nil { // damaged on the way
+		t.Fatal(err)
+	}
+	<-reading
+	if _, err := r.direct(m, r.begin(alice), data, d); err != nil {
+		t.Fatal(err)
+	}
+	close(goOn)
+	r.settled()
+	r.content(d, alice)
+	if err := r.verifyAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.settled()
+	r.content(d, bob)
+	r.walk()
+}
+
 // Would catch a claim on a digest that keeps somebody else from uploading it, or one of two copies that is lost.
 func TestPresignedClaimBlocksNobody(t *testing.T) {
 	t.Parallel()

@@ -132,7 +132,7 @@ func (u *Uploads) unverified(ctx context.Context, row int64) (Blob, error) {
 // reject removes an unverified blob; its object goes now or with a later Sweep.
 func (u *Uploads) reject(ctx context.Context, row int64, b Blob) error {
 	err := u.db.Write(ctx, func(tx *sql.Tx) error {
-		if err := u.discardRow(ctx, tx, row); err != nil {
+		if err := u.discardRow(ctx, tx, row, b.Key); err != nil {
 			return err
 		}
 		return u.addGarbage(ctx, tx, b.Key)
@@ -145,8 +145,10 @@ func (u *Uploads) reject(ctx context.Context, row int64, b Blob) error {
 
 var errReplaced = errors.New("the row was replaced")
 
-func (u *Uploads) discardRow(ctx context.Context, tx *sql.Tx, row int64) error {
-	done, err := tx.ExecContext(ctx, `DELETE FROM blob WHERE id = ? AND verified = 0`, row)
+// discardRow deletes an unverified row. The database gives the id of a row that is gone to another, so that the key
+// says which it is. Errors: errReplaced.
+func (u *Uploads) discardRow(ctx context.Context, tx *sql.Tx, row int64, key string) error {
+	done, err := tx.ExecContext(ctx, `DELETE FROM blob WHERE id = ? AND verified = 0 AND key = ?`, row, key)
 	if err != nil {
 		return err
 	}
@@ -189,7 +191,7 @@ func (u *Uploads) promoteLocked(ctx context.Context, row int64, b Blob) (spare b
 		}
 	}
 	err = u.db.Write(ctx, func(tx *sql.Tx) error {
-		if err := u.discardRow(ctx, tx, row); err != nil {
+		if err := u.discardRow(ctx, tx, row, b.Key); err != nil {
 			return err
 		}
 		if there {
