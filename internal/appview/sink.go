@@ -20,6 +20,7 @@ func (s sink) Repo(ctx context.Context, did syntax.DID) (ingest.Repo, bool, erro
 func sinkRepo(r index.Repo) ingest.Repo {
 	return ingest.Repo{
 		DID: r.DID, PDS: r.PDS, Rev: r.Rev, Data: r.Data, Source: r.Source, Active: r.Status == index.StatusActive, Complete: r.Complete, Attempts: r.Attempts,
+		Doubts: r.Doubts,
 	}
 }
 
@@ -58,8 +59,8 @@ func indexChanges(changes []ingest.Change) []index.Change {
 	return out
 }
 
-func (s sink) Replace(ctx context.Context, c ingest.Commit) error {
-	return s.index.Replace(ctx, c.DID, c.Rev, c.Data, indexChanges(c.Changes))
+func (s sink) Replace(ctx context.Context, c ingest.Commit, doubts int64) error {
+	return s.index.Replace(ctx, c.DID, c.Rev, c.Data, doubts, indexChanges(c.Changes))
 }
 
 func (s sink) Meet(ctx context.Context, did syntax.DID, handle syntax.Handle, pds, source string) error {
@@ -73,7 +74,7 @@ func (s sink) Mark(ctx context.Context, did syntax.DID, m ingest.Mark) error {
 	case m.Left:
 		return s.index.Leave(ctx, did)
 	case m.Confirmed != "":
-		return s.index.Confirm(ctx, did, m.Confirmed)
+		return s.index.Confirm(ctx, did, m.Confirmed, m.Doubts)
 	case m.Status != "":
 		return s.index.SetStatus(ctx, did, m.Status)
 	}

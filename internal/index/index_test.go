@@ -209,7 +209,7 @@ func TestStream(t *testing.T) {
 		if r := follow(1, "", "tree 1"); r.Complete || r.Source != "relay" {
 			t.Errorf("a repo that was never read is complete: %+v", r)
 		}
-		w.must(w.Replace(t.Context(), alice, rev(2), "tree 2", []index.Change{manifest(t, "app", "one", at, nil), tag(t, alice, "app", "1", "one", at)}))
+		w.must(w.Replace(t.Context(), alice, rev(2), "tree 2", 0, []index.Change{manifest(t, "app", "one", at, nil), tag(t, alice, "app", "1", "one", at)}))
 		if r := follow(3, "tree 2", "tree 3", tag(t, alice, "app", "2", "one", at)); !r.Complete || r.Rev != rev(3) || r.Data != "tree 3" {
 			t.Errorf("%+v", r)
 		}
@@ -471,6 +471,58 @@ func TestDeletedAccount(t *testing.T) {
 	})
 }
 
+// Would catch a doubt that is forgotten because its repo was being read when it came, and an account that comes back, or
+// is shown again, because it was.
+func TestDoubtedWhileRead(t *testing.T) {
+	t.Parallel()
+	databases.Each(t, func(t *testing.T, on databases.Database) {
+		w := newWorld(t, on.Open(t), 0)
+		ctx := t.Context()
+		const at = "2026-11-01T00:00:00Z"
+		all := []index.Change{manifest(t, "app", "a", at, nil), tag(t, alice, "app", "1", "a", at)}
+		state := func() index.Repo {
+			t.Helper()
+			r, _, err := w.Index.Repo(ctx, alice)
+			w.must(err)
+			return r
+		}
+		w.must(w.Meet(ctx, alice, "", "", "relay"))
+		w.must(w.Replace(ctx, alice, rev(1), "tree", state().Doubts, all))
+		for what, doubt := range map[string]func() error{
+			"one repo":    func() error { return w.Doubt(ctx, alice, false) },
+			"a stream":    func() error { return w.DoubtSource(ctx, "relay") },
+			"deactivated": func() error { return w.SetStatus(ctx, alice, index.StatusDeactivated) },
+		} {
+			for way, read := range map[string]func(doubts int64) error{
+				"confirmed": func(doubts int64) error { return w.Confirm(ctx, alice, rev(1), doubts) },
+				"replaced":  func(doubts int64) error { return w.Replace(ctx, alice, rev(1), "tree", doubts, all) },
+			} {
+				before := state()
+				if !before.Complete || before.Status != index.StatusActive {
+					t.Fatalf("%s, %s: %+v", what, way, before)
+				}
+				w.must(doubt())
+				doubted := state()
+				w.must(read(before.Doubts))
+				if r := state(); r.Complete || r.Status != doubted.Status {
+					t.Errorf("%s, %s: it counts as read: %+v", what, way, r)
+				}
+				w.now = w.now.Add(time.Minute)
+				if due, err := w.Due(ctx, 10); err != nil || len(due) != 1 {
+					t.Errorf("%s, %s: it is not read again: %+v, %v", what, way, due, err)
+				}
+				w.must(w.Replace(ctx, alice, rev(1), "tree", state().Doubts, all))
+			}
+		}
+		before := state()
+		w.must(w.SetStatus(ctx, alice, index.StatusDeleted))
+		w.must(w.Replace(ctx, alice, rev(1), "tree", before.Doubts, all))
+		if r := state(); r.Status != index.StatusDeleted || w.tagged(alice, "app", "1") != "" {
+			t.Errorf("a deleted account came back: %+v", r)
+		}
+	})
+}
+
 // dump is all rows of the index's tables that say what records say.
 func dump(t testing.TB, db *sqldb.DB) string {
 	t.Helper()
@@ -544,7 +596,7 @@ func TestReplaceAgrees(t *testing.T) {
 		// What stands in an index that missed everything in between, and has more than there is now.
 		read.write(alice, rev(1), manifest(t, "app0", "image 0", "2026-11-01T00:00:00Z", nil), manifest(t, "long-gone", "image x", at, nil))
 		for _, w := range []*world{lived, read} {
-			w.must(w.Replace(t.Context(), alice, rev(n), "tree", all))
+			w.must(w.Replace(t.Context(), alice, rev(n), "tree", 0, all))
 		}
 		a, b := dump(t, lived.db), dump(t, read.db)
 		if a != b {
@@ -555,7 +607,7 @@ func TestReplaceAgrees(t *testing.T) {
 		}
 		// What was written behind the rev that is read stays.
 		read.write(alice, rev(n+5), tag(t, alice, "app1", "newest", "image 29", at))
-		read.must(read.Replace(t.Context(), alice, rev(n+1), "tree", all))
+		read.must(read.Replace(t.Context(), alice, rev(n+1), "tree", 0, all))
 		if read.tagged(alice, "app1", "newest") == "" {
 			t.Error("reading a repo undid what was written meanwhile")
 		}

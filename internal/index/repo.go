@@ -36,14 +36,16 @@ type Repo struct {
 	Complete bool
 	Attempts int   // to read it whole that failed, since the last that did not
 	Version  int64 // grows with every change, by whichever process
+	// Doubts grows with every reason to read it whole. What was asked for before the last of them does not answer it.
+	Doubts int64
 }
 
-const repoQuery = `SELECT did, handle, pds, rev, data, status, source, complete, attempts, version FROM index_repo`
+const repoQuery = `SELECT did, handle, pds, rev, data, status, source, complete, attempts, version, doubts FROM index_repo`
 
 func scanRepo(row interface{ Scan(...any) error }) (r Repo, found bool, err error) {
 	var did string
 	var complete int
-	err = row.Scan(&did, &r.Handle, &r.PDS, &r.Rev, &r.Data, &r.Status, &r.Source, &complete, &r.Attempts, &r.Version)
+	err = row.Scan(&did, &r.Handle, &r.PDS, &r.Rev, &r.Data, &r.Status, &r.Source, &complete, &r.Attempts, &r.Version, &r.Doubts)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Repo{}, false, nil
 	}
@@ -152,9 +154,9 @@ func (x *Index) Meet(ctx context.Context, did syntax.DID, handle syntax.Handle, 
 // Doubt notes that changes of a repo may have been missed: it is to be read whole. Again says that it is to be
 // read even where it stands at the rev that is known.
 func (x *Index) Doubt(ctx context.Context, did syntax.DID, again bool) error {
-	query := `UPDATE index_repo SET complete = 0, due_at = 0, version = version + 1 WHERE did = ?`
+	query := `UPDATE index_repo SET complete = 0, due_at = 0, doubts = doubts + 1, version = version + 1 WHERE did = ?`
 	if again {
-		query = `UPDATE index_repo SET complete = 0, due_at = 0, data = '', version = version + 1 WHERE did = ?`
+		query = `UPDATE index_repo SET complete = 0, due_at = 0, data = '', doubts = doubts + 1, version = version + 1 WHERE did = ?`
 	}
 	err := x.exec(ctx, query, did.String())
 	x.Tell([]Touched{{DID: did}})
@@ -163,14 +165,14 @@ func (x *Index) Doubt(ctx context.Context, did syntax.DID, again bool) error {
 
 // Leave notes that no stream is known any more to bring a repo's changes.
 func (x *Index) Leave(ctx context.Context, did syntax.DID) error {
-	err := x.exec(ctx, `UPDATE index_repo SET source = '', complete = 0, due_at = 0, version = version + 1 WHERE did = ?`, did.String())
+	err := x.exec(ctx, `UPDATE index_repo SET source = '', complete = 0, due_at = 0, doubts = doubts + 1, version = version + 1 WHERE did = ?`, did.String())
 	x.Tell([]Touched{{DID: did}})
 	return err
 }
 
 // DoubtSource does so for every repo that a stream brings.
 func (x *Index) DoubtSource(ctx context.Context, source string) error {
-	err := x.exec(ctx, `UPDATE index_repo SET complete = 0, due_at = 0, version = version + 1 WHERE source = ?`, source)
+	err := x.exec(ctx, `UPDATE index_repo SET complete = 0, due_at = 0, doubts = doubts + 1, version = version + 1 WHERE source = ?`, source)
 	x.Tell([]Touched{{}})
 	return err
 }
@@ -180,9 +182,11 @@ func (x *Index) Postpone(ctx context.Context, did syntax.DID, until time.Time) e
 	return x.exec(ctx, `UPDATE index_repo SET attempts = attempts + 1, due_at = ? WHERE did = ? AND complete = 0`, until.UnixMilli(), did.String())
 }
 
-// Confirm notes that a repo stands at rev, of which everything is here.
-func (x *Index) Confirm(ctx context.Context, did syntax.DID, rev string) error {
-	err := x.exec(ctx, `UPDATE index_repo SET complete = 1, attempts = 0, due_at = 0, status = ?, version = version + 1 WHERE did = ? AND rev = ?`, StatusActive, did.String(), rev)
+// Confirm notes that a repo stands at rev, of which everything is here. doubts are those from before its PDS was asked:
+// with more by now it is not so.
+func (x *Index) Confirm(ctx context.Context, did syntax.DID, rev string, doubts int64) error {
+	err := x.exec(ctx, `UPDATE index_repo SET complete = 1, attempts = 0, due_at = 0, status = ?, version = version + 1 WHERE did = ? AND rev = ? AND doubts = ?`,
+		StatusActive, did.String(), rev, doubts)
 	x.Tell([]Touched{{DID: did}})
 	return err
 }
@@ -201,7 +205,7 @@ func (x *Index) SetStatus(ctx context.Context, did syntax.DID, status string) er
 				return err
 			}
 		}
-		return w.exec(`UPDATE index_repo SET status = ?, complete = 0, due_at = 0, version = version + 1 WHERE did = ?`, clean(status, 64), did.String())
+		return w.exec(`UPDATE index_repo SET status = ?, complete = 0, due_at = 0, doubts = doubts + 1, version = version + 1 WHERE did = ?`, clean(status, 64), did.String())
 	})
 	if err != nil {
 		return fmt.Errorf("write the index: %w", err)
@@ -235,15 +239,16 @@ const (
 )
 
 // Replace makes the index say of a repo what its records say, all of them, as they were at rev. What was
-// written later stays.
-func (x *Index) Replace(ctx context.Context, did syntax.DID, rev, data string, records []Change) error {
+// written later stays. doubts are those from before the records were read: with more by now it is to be read again.
+// Of an account that was deleted meanwhile nothing comes back.
+func (x *Index) Replace(ctx context.Context, did syntax.DID, rev, data string, doubts int64, records []Change) error {
 	changes, err := x.difference(ctx, did, rev, records)
 	if err != nil {
 		return err
 	}
 	for len(changes) > 0 {
 		n := min(len(changes), replaceBatch)
-		if err := x.Write(ctx, []Commit{{DID: did, Rev: rev, Changes: changes[:n]}}, Cursor{}); err != nil {
+		if err := x.Write(ctx, []Commit{{DID: did, Rev: rev, Changes: changes[:n], read: true}}, Cursor{}); err != nil {
 			return err
 		}
 		changes = changes[n:]
@@ -251,15 +256,18 @@ func (x *Index) Replace(ctx context.Context, did syntax.DID, rev, data string, r
 	err = x.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
 		w := &writer{x: x, ctx: ctx, tx: tx, did: did}
 		state, err := w.lock("")
-		if err != nil {
+		if err != nil || state.Status == StatusDeleted {
 			return err
 		}
-		complete, due := true, int64(0)
+		complete, due, status := true, int64(0), StatusActive
 		if state.Rev > rev { // commits came meanwhile, and one between may be missing: it is read again
 			rev, data, complete, due = state.Rev, "", false, x.now().Add(readAgain).UnixMilli()
 		}
+		if state.Doubts != doubts {
+			data, complete, due, status = "", false, x.now().Add(readAgain).UnixMilli(), state.Status
+		}
 		return w.exec(`UPDATE index_repo SET rev = ?, data = ?, status = ?, complete = ?, attempts = 0, due_at = ?, version = version + 1 WHERE did = ?`,
-			rev, data, StatusActive, number(complete), due, did.String())
+			rev, data, status, number(complete), due, did.String())
 	})
 	if err != nil {
 		return fmt.Errorf("write the index: %w", err)

@@ -88,4 +88,6 @@ CREATE TABLE index_crew (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX index_crew_member ON index_crew (member, did);
 UPDATE index_repo SET complete = 0, due_at = 0 WHERE did IN (SELECT did FROM index_count);
+`, `
+ALTER TABLE index_repo ADD COLUMN doubts INTEGER NOT NULL DEFAULT 0;
 `}

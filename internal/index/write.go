@@ -37,6 +37,7 @@ type Commit struct {
 
 	observed bool // it counts only where the repo's version is still this
 	version  int64
+	read     bool // of a repo that was read whole: it counts only where the account was not deleted meanwhile
 }
 
 // Cursor is how far a stream was read.
@@ -104,7 +105,7 @@ func (w *writer) commit(c *Commit) error {
 	if err != nil {
 		return err
 	}
-	if c.observed && c.version != state.Version {
+	if c.observed && c.version != state.Version || c.read && state.Status == StatusDeleted {
 		return nil
 	}
 	passed := c.InOrder && c.Rev != "" && c.Rev <= state.Rev

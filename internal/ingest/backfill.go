@@ -119,6 +119,10 @@ func (i *Ingester) retryLater(ctx context.Context, r Repo) error {
 }
 
 func (i *Ingester) readRepo(ctx context.Context, r Repo) (outcome string, err error) {
+	now, _, err := i.config.Sink.Repo(ctx, r.DID) // what is doubted from here on, nothing that is asked now answers
+	if err != nil {
+		return "", err
+	}
 	who, err := i.config.Directory.LookupDID(ctx, r.DID)
 	if err != nil {
 		return "", err
@@ -136,7 +140,7 @@ func (i *Ingester) readRepo(ctx context.Context, r Repo) (outcome string, err er
 			return "", err
 		}
 		if rev == r.Rev && r.Data != "" {
-			return "confirmed", i.config.Sink.Mark(ctx, r.DID, Mark{Confirmed: rev})
+			return "confirmed", i.config.Sink.Mark(ctx, r.DID, Mark{Confirmed: rev, Doubts: now.Doubts})
 		}
 	}
 	commit, err := i.whole(ctx, base, r.DID)
@@ -146,7 +150,7 @@ func (i *Ingester) readRepo(ctx context.Context, r Repo) (outcome string, err er
 	if commit.Rev < r.Rev {
 		return "", fmt.Errorf("the repo stands at %s, and stood at %s before", commit.Rev, r.Rev)
 	}
-	return "done", i.config.Sink.Replace(ctx, commit)
+	return "done", i.config.Sink.Replace(ctx, commit, now.Doubts)
 }
 
 // handle is what an identity's document claims, if the handle leads back: "" where that cannot be found out now.

@@ -34,6 +34,7 @@ type Repo struct {
 	Active   bool
 	Complete bool
 	Attempts int
+	Doubts   int64 // grows with every Mark after which it is to be read whole
 }
 
 // Change is a record that was written, or is gone.
@@ -56,13 +57,15 @@ type Commit struct {
 	Since, Data, PrevData string
 }
 
-// Mark is what became of a repo. One field is set.
+// Mark is what became of a repo. One field is set, and what says that it goes with it.
 type Mark struct {
 	Doubt     bool      // changes may have been missed
 	Left      bool      // its stream no longer brings its changes
-	Confirmed string    // it stands at this rev, which is known whole
+	Confirmed string    // it stands at this rev, which is known whole, unless there are more doubts by now than Doubts
 	RetryAt   time.Time // it could not be read
 	Status    string    // of the account: active, deactivated, takendown, suspended, deleted
+
+	Doubts int64 // beside Confirmed: from before the PDS was asked
 }
 
 // Sink takes what was read. Safe for concurrent use; writing the same again does no harm.
@@ -76,8 +79,9 @@ type Sink interface {
 	Cursor(ctx context.Context, source string) (int64, error)
 	// Write makes changes and keeps the cursor of source ("": none), all or nothing.
 	Write(ctx context.Context, commits []Commit, source string, cursor int64) error
-	// Replace makes a repo what records say, all that it has in the collections.
-	Replace(ctx context.Context, commit Commit) error
+	// Replace makes a repo what records say, all that it has in the collections. doubts are those from before it was
+	// read: with more by now it is to be read again.
+	Replace(ctx context.Context, commit Commit, doubts int64) error
 	// Meet takes up a repo. handle "" leaves what is known of it, syntax.HandleInvalid says that there is none;
 	// source "" leaves it too.
 	Meet(ctx context.Context, did syntax.DID, handle syntax.Handle, pds, source string) error

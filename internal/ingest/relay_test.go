@@ -249,6 +249,46 @@ func TestHostilePDS(t *testing.T) {
 	}
 }
 
+// Would catch a change that stays unknown: one that could not be checked, and came while its repo was being read because
+// of an earlier one.
+func TestDoubtedWhileRead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.tag(w.alice, "1", "one")
+	i := w.newIngester(func(*ingest.Config) {})
+	alice := ingest.Repo{DID: syntax.DID(w.alice.DID)}
+	if err := i.ReadRepo(t.Context(), alice); err != nil || !w.complete(w.alice)() {
+		t.Fatal(err)
+	}
+	for what, method := range map[string]string{"found unchanged": "com.atproto.sync.getLatestCommit", "read whole": "com.atproto.sync.getRepo"} {
+		known, _, err := w.sink.Repo(t.Context(), alice.DID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if what == "read whole" {
+			known.Data = ""
+		}
+		meanwhile := w.PDS.Inject(devnet.Method(method), func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+			next.ServeHTTP(rw, r)
+			w.tag(w.alice, "1", what)
+			if err := w.sink.Mark(r.Context(), alice.DID, ingest.Mark{Doubt: true}); err != nil {
+				t.Error(err)
+			}
+		})
+		err = i.ReadRepo(t.Context(), known)
+		meanwhile.Remove()
+		if err != nil || meanwhile.Fired() != 1 {
+			t.Fatal(err, meanwhile.Fired())
+		}
+		if w.complete(w.alice)() {
+			t.Errorf("%s: it counts as known, with another tag than there is", what)
+		}
+		if err := i.ReadRepo(t.Context(), alice); err != nil || !w.isTagged(w.alice, "1", what)() || !w.complete(w.alice)() {
+			t.Errorf("%s, read again: %v", what, err)
+		}
+	}
+}
+
 // cutting cuts an answer off.
 type cutting struct {
 	http.ResponseWriter

@@ -36,7 +36,7 @@ type sink struct {
 }
 
 func repo(r index.Repo) ingest.Repo {
-	return ingest.Repo{DID: r.DID, PDS: r.PDS, Rev: r.Rev, Data: r.Data, Source: r.Source, Active: r.Status == index.StatusActive, Complete: r.Complete, Attempts: r.Attempts}
+	return ingest.Repo{DID: r.DID, PDS: r.PDS, Rev: r.Rev, Data: r.Data, Source: r.Source, Active: r.Status == index.StatusActive, Complete: r.Complete, Attempts: r.Attempts, Doubts: r.Doubts}
 }
 
 func changes(in []ingest.Change) (out []index.Change) {
@@ -73,8 +73,8 @@ func (s *sink) Write(ctx context.Context, commits []ingest.Commit, source string
 	return s.Index.Write(ctx, out, index.Cursor{Source: source, Value: cursor})
 }
 
-func (s *sink) Replace(ctx context.Context, c ingest.Commit) error {
-	return s.Index.Replace(ctx, c.DID, c.Rev, c.Data, changes(c.Changes))
+func (s *sink) Replace(ctx context.Context, c ingest.Commit, doubts int64) error {
+	return s.Index.Replace(ctx, c.DID, c.Rev, c.Data, doubts, changes(c.Changes))
 }
 
 func (s *sink) Mark(ctx context.Context, did syntax.DID, m ingest.Mark) error {
@@ -84,7 +84,7 @@ func (s *sink) Mark(ctx context.Context, did syntax.DID, m ingest.Mark) error {
 	case m.Left:
 		return s.Leave(ctx, did)
 	case m.Confirmed != "":
-		return s.Confirm(ctx, did, m.Confirmed)
+		return s.Confirm(ctx, did, m.Confirmed, m.Doubts)
 	case m.Status != "":
 		return s.SetStatus(ctx, did, m.Status)
 	}
@@ -180,7 +180,7 @@ func (w *world) metric(name, value string) (sum float64) {
 // eventually waits until ok says so.
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Minute)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
