@@ -22,10 +22,11 @@ import (
 
 func TestMain(m *testing.M) { databases.Main(m) }
 
-// world is a database, a clock, and who gets the messages.
+// world is a database, a clock that a test alone moves, and who gets the messages.
 type world struct {
 	kind  databases.Database
 	db    *sqldb.DB
+	start time.Time
 	ahead atomic.Int64
 
 	mu    sync.Mutex
@@ -36,10 +37,10 @@ type world struct {
 
 func newWorld(t *testing.T, d databases.Database) *world {
 	t.Helper()
-	return &world{kind: d, db: d.Open(t), fails: map[string]error{}, seen: make(chan string, 10_000)}
+	return &world{kind: d, db: d.Open(t), start: time.Now(), fails: map[string]error{}, seen: make(chan string, 10_000)}
 }
 
-func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
+func (w *world) now() time.Time { return w.start.Add(time.Duration(w.ahead.Load())) }
 
 func (w *world) deliver(_ context.Context, m outbox.Message) error {
 	w.mu.Lock()
@@ -83,7 +84,7 @@ func add(t *testing.T, o *outbox.Outbox, sender, to, body string) int64 {
 
 func (w *world) await(t *testing.T, body string) {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(2 * time.Minute)
 	for {
 		select {
 		case got := <-w.seen:
@@ -185,7 +186,7 @@ func TestTwoProcesses(t *testing.T) {
 		for range lanes * each {
 			select {
 			case <-w.seen:
-			case <-time.After(20 * time.Second):
+			case <-time.After(2 * time.Minute):
 				t.Fatal("not all came")
 			}
 		}
