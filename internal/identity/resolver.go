@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
@@ -61,6 +62,9 @@ type Resolver struct {
 	dids    *lru.Cache[syntax.DID, entry[*Identity]]
 	handles *lru.Cache[syntax.Handle, entry[syntax.DID]]
 
+	asked atomic.Uint64 // questions
+	adds  sync.Mutex    // to the caches
+
 	mu        sync.Mutex
 	refreshed *lru.Cache[syntax.DID, time.Time]
 	window    time.Time // of refreshes
@@ -73,6 +77,7 @@ type entry[T any] struct {
 	err   error
 	at    time.Time
 	tried time.Time // when asking again failed last: an outage must not cost each caller its wait
+	asked uint64    // which question it answers: a later one's answer is newer, whichever comes first
 }
 
 // good tells whether the entry is the answer, without asking.
@@ -139,20 +144,33 @@ func (r *Resolver) Lookup(ctx context.Context, name syntax.AtIdentifier) (*Ident
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	handle = handle.Normalize()
 	did, err := r.ResolveHandle(ctx, handle)
 	if err != nil {
 		return nil, err
 	}
+	i, err := r.claimed(ctx, did, handle)
+	if old, ok := r.handles.Get(handle); ok && errors.Is(err, ErrHandleMismatch) && r.config.Now().Sub(old.at) >= failureFor {
+		// It may have gone to somebody else since.
+		if now, err := lookup(ctx, r, r.handles, handle, r.fetchHandle, true); err == nil && now != did {
+			return r.claimed(ctx, now, handle)
+		}
+	}
+	return i, err
+}
+
+// claimed is the identity that a handle leads to, if it says so itself.
+func (r *Resolver) claimed(ctx context.Context, did syntax.DID, handle syntax.Handle) (*Identity, error) {
 	i, err := r.LookupDID(ctx, did)
 	if err != nil {
 		return nil, err
 	}
-	if i.Handle != handle.Normalize() { // the handle may be newer than what is remembered
+	if i.Handle != handle { // the handle may be newer than what is remembered
 		if now, err := r.Refresh(ctx, did); err == nil {
 			i = now
 		}
 	}
-	if i.Handle != handle.Normalize() {
+	if i.Handle != handle {
 		return nil, fmt.Errorf("%w: %s leads to %s", ErrHandleMismatch, handle, did)
 	}
 	return i, nil
@@ -216,9 +234,18 @@ func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface 
 	result := r.flight.DoChan(fmt.Sprintf("%T %t %s", name, force, name), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
 		defer cancel()
-		value, err := slot(ctx, r, name, fetch)
+		asked := r.asked.Add(1)
+		value, err := slot(ctx, r, name, func(ctx context.Context, name K) (V, error) {
+			asked = r.asked.Add(1)
+			return fetch(ctx, name)
+		})
+		r.adds.Lock()
+		defer r.adds.Unlock()
 		old, ok := cache.Get(name)
 		now := r.config.Now()
+		if ok && old.asked > asked { // somebody asked later, and has an answer: it is newer than this one
+			return old.value, old.err
+		}
 		if ok && old.usable(now) && errors.Is(err, ErrUnavailable) {
 			old.tried = now
 			cache.Add(name, old)
@@ -232,7 +259,7 @@ func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface 
 			return value, err
 		}
 		if !errors.Is(err, errBusy) { // that says nothing of the name
-			cache.Add(name, entry[V]{value: value, err: err, at: now})
+			cache.Add(name, entry[V]{value: value, err: err, at: now, asked: asked})
 		}
 		return value, err
 	})
