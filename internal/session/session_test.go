@@ -64,7 +64,7 @@ func (w *world) open(t *testing.T, change func(*Config)) {
 	w.db = w.kind.Open(t)
 	c := Config{
 		Secret: bytes.Repeat([]byte{1}, 32), Now: w.now,
-		Client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: 3 * time.Second}),
+		Client: httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: time.Minute}),
 	}
 	if change != nil {
 		change(&c)
@@ -349,6 +349,9 @@ func testTroubledPDS(t *testing.T, d databases.Database) {
 			t.Parallel()
 			w := newWorld(t, d, nil)
 			fault := w.PDS.Inject(devnet.Method(create), tt.fault)
+			if tt.what == "slow" {
+				w.store.config.Client.Timeout = time.Second
+			}
 			for range 2 * perPair { // more than wrong passwords are allowed
 				_, err := w.store.Login(t.Context(), w.alice(), w.Accounts[0].AppPassword, "192.0.2.1")
 				e, ok := errors.AsType[*xrpc.UpstreamError](err)
@@ -363,6 +366,7 @@ func testTroubledPDS(t *testing.T, d databases.Database) {
 				t.Error("the fault was not met")
 			}
 			fault.Remove()
+			w.store.config.Client.Timeout = time.Minute
 			w.login(t)
 		})
 	}

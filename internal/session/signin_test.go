@@ -86,7 +86,7 @@ func (l *lockedBuffer) String() string {
 func newPeople(t *testing.T, d databases.Database, ahead time.Duration, confidential bool) *people {
 	t.Helper()
 	p := &people{kind: d, shift: &shift{ahead: ahead}, keys: filepath.Join(t.TempDir(), "oauth.pem")}
-	p.http = httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: 2 * time.Second})
+	p.http = httpx.NewClient(httpx.ClientConfig{AllowPrivate: true, Timeout: time.Minute})
 	c := devnet.Config{Accounts: []string{"alice.test", "bob.test"}, Now: p.theirs}
 	if confidential {
 		p.base = "http://appview.test"

@@ -91,6 +91,9 @@ func TestTroubledServers(t *testing.T) {
 			t.Parallel()
 			p := newPeople(t, onSQLite(t), 0, false)
 			fault := p.PDS.Inject(devnet.Path(tt.path), tt.fault)
+			if name == "resource slow" {
+				p.http.Timeout = time.Second
+			}
 			_, err := p.BeginSignIn(t.Context(), BeginSignIn{Account: p.account(0), Caller: "192.0.2.1"})
 			e, upstream := errors.AsType[*xrpc.UpstreamError](err)
 			if errors.Is(err, ErrNoOAuth) != tt.unsuitable || upstream == tt.unsuitable || fault.Fired() == 0 {
@@ -103,6 +106,7 @@ func TestTroubledServers(t *testing.T) {
 				t.Errorf("a server's lines are in %q", err)
 			}
 			fault.Remove()
+			p.http.Timeout = time.Minute
 			p.signIn(t)
 		})
 	}
