@@ -110,6 +110,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	})
 	guarded := httpx.NewClient(httpx.ClientConfig{AllowPrivate: c.TestMode, Timeout: cmp.Or(c.patience, callTimeout), UserAgent: userAgent})
 	upstream := xrpc.Upstream{Client: guarded}
+	whole := collections{upstream, newTurns()}
 	signIn, err := newOAuth(c, guarded)
 	if err != nil {
 		return err
@@ -147,7 +148,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	holds := newHolds(directory, upstream, targets, c, now)
 	calls := &holdCalls{upstream: upstream, tokens: sessions, targets: targets, again: holds.again}
-	places := newPlaces(upstream, directory, a.view, now)
+	places := newPlaces(whole, directory, a.view, now)
 	gone, err := newDeletedBlobs(ctx, a.db, now)
 	if err != nil {
 		return err
@@ -190,7 +191,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	manifests := &manifests{
 		notifier: told, gone: gone, recent: recent, pulls: a.pulls, leases: leases, shared: a.db.OnServer(),
 		upstream: upstream, owners: people, holds: holds, calls: calls, records: newRecords(upstream, directory, a.view, now), places: places,
-		bytes: newContents(manifestCacheBytes), lists: newLists(upstream, directory, a.view, now), sessions: sessions, clock: now, sparse: c.SparseIndexes,
+		bytes: newContents(manifestCacheBytes), lists: newLists(whole, directory, a.view, now), sessions: sessions, clock: now, sparse: c.SparseIndexes,
 		met: newLRU[syntax.DID, owner](10_000), fresh: newFreshness(now),
 	}
 	places.manifests = manifests
@@ -224,7 +225,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	device := &deviceServer{
 		directory: directory, credentials: a.credentials, sessions: sessions, address: address, caller: caller, baseURL: c.BaseURL, blocked: blocked.person,
-		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, owners: people, crew: a.view.index.HoldsOf, clock: now},
+		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, from: whole, owners: people, crew: a.view.index.HoldsOf, clock: now},
 	}
 	site, err := a.newPages(&pages{
 		directory: directory, sessions: sessions, credentials: a.credentials, choice: device.choice, welcome: greeter.welcome,

@@ -33,6 +33,7 @@ type chooser struct {
 	calls    *holdCalls
 	sessions caller
 	upstream xrpc.Upstream
+	from     collections
 	owners   owners
 	crew     func(ctx context.Context, member syntax.DID, limit int) ([]syntax.DID, error) // of whose crew the index says a person is
 	clock    clock
@@ -210,7 +211,7 @@ func (c *chooser) known(ctx context.Context, s session.Session) []holdReport {
 		candidates = append(candidates, chosen)
 	}
 	if of, err := c.owners.find(ctx, s.DID.String()); err == nil {
-		_ = listRecords(ctx, c.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool { // a PDS that fails adds none
+		_ = listRecords(ctx, c.from, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool { // a PDS that fails adds none
 			if did := holdOf(&f.Value); did != "" {
 				candidates = append(candidates, did)
 			}

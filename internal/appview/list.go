@@ -15,7 +15,6 @@ import (
 	"atcr.io/internal/index"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
-	"atcr.io/internal/xrpc"
 )
 
 const (
@@ -31,7 +30,7 @@ const (
 
 // lists reads whole collections: the tags and the referrers of a repository.
 type lists struct {
-	upstream  xrpc.Upstream
+	from      collections
 	view      *view
 	tags      *cache[repositoryKey, []string]
 	referrers *cache[repositoryKey, []referrer]
@@ -53,8 +52,8 @@ func sizeOf(r *referrer) int {
 	return n
 }
 
-func newLists(u xrpc.Upstream, d directory, v *view, now clock) *lists {
-	l := &lists{upstream: u, view: v, room: referrersBytes}
+func newLists(from collections, d directory, v *view, now clock) *lists {
+	l := &lists{from: from, view: v, room: referrersBytes}
 	pds := func(ctx context.Context, key repositoryKey) (owner, error) {
 		who, err := d.LookupDID(ctx, key.did)
 		if err != nil {
@@ -170,7 +169,7 @@ func (l *lists) forget(key repositoryKey) {
 // unknown.
 func (l *lists) readTags(ctx context.Context, of owner, repository string) ([]string, error) {
 	var tags []string
-	err := listRecords(ctx, l.upstream, of, atcr.TagNSID, func(f found[atcr.Tag]) bool {
+	err := listRecords(ctx, l.from, of, atcr.TagNSID, func(f found[atcr.Tag]) bool {
 		if f.Value.Repository == repository {
 			if reference, err := oci.ParseReference(f.Value.Tag); err == nil && reference.Tag != "" {
 				tags = append(tags, f.Value.Tag)
@@ -186,7 +185,7 @@ func (l *lists) readTags(ctx context.Context, of owner, repository string) ([]st
 		return slices.Compact(tags), nil
 	}
 	known := false
-	err = listRecords(ctx, l.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
+	err = listRecords(ctx, l.from, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
 		known = f.Value.Repository == repository
 		return !known
 	})
@@ -202,7 +201,7 @@ func (l *lists) readTags(ctx context.Context, of owner, repository string) ([]st
 func (l *lists) readReferrers(ctx context.Context, of owner, repository string) ([]referrer, error) {
 	var out []referrer
 	room := l.room
-	err := listRecords(ctx, l.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
+	err := listRecords(ctx, l.from, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
 		m := &f.Value
 		if m.Repository != repository || m.Subject == nil || m.ManifestBlob == nil || validManifest(m) != nil {
 			return true
@@ -343,7 +342,7 @@ func (m *manifests) doomedManifest(ctx context.Context, of owner, repository str
 	if len(records) == 0 {
 		return nil, nil, nil
 	}
-	err = listRecords(ctx, m.upstream, of, atcr.TagNSID, func(f found[atcr.Tag]) bool {
+	err = listRecords(ctx, m.lists.from, of, atcr.TagNSID, func(f found[atcr.Tag]) bool {
 		t := &f.Value
 		names := uris[rkeyOf(t.Manifest, of.DID, atcr.ManifestNSID)] || t.Manifest == "" && t.ManifestDigest == d.String()
 		if t.Repository == repository && names {

@@ -10,7 +10,6 @@ import (
 	"atcr.io/api/atcr"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
-	"atcr.io/internal/xrpc"
 )
 
 const (
@@ -48,7 +47,7 @@ type presentKey struct {
 // places knows at which hold the blobs of a repository are: from manifests that were served and pushed,
 // from blobs that were uploaded, and else by a search of the owner's records.
 type places struct {
-	upstream  xrpc.Upstream
+	from      collections
 	directory directory
 	view      *view
 	manifests interface {
@@ -63,9 +62,9 @@ type places struct {
 	clock    clock
 }
 
-func newPlaces(u xrpc.Upstream, d directory, v *view, now clock) *places {
+func newPlaces(from collections, d directory, v *view, now clock) *places {
 	p := &places{
-		upstream: u, directory: d, view: v, clock: now,
+		from: from, directory: d, view: v, clock: now,
 		known: newLRU[blobKey, syntax.DID](placesKept), present: newLRU[presentKey, time.Time](placesKept),
 		uploaded: newLRU[presentKey, struct{}](10_000),
 	}
@@ -143,7 +142,7 @@ func (p *places) scan(ctx context.Context, key repositoryKey) (struct{}, error) 
 	}
 	of := owner{DID: key.did, PDS: who.PDS()}
 	var unnamed []*atcr.Manifest // whose blobs the record does not name
-	err = listRecords(ctx, p.upstream, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
+	err = listRecords(ctx, p.from, of, atcr.ManifestNSID, func(f found[atcr.Manifest]) bool {
 		if f.Value.Repository != key.repository {
 			return true
 		}

@@ -61,10 +61,21 @@ const (
 	listBytes = 256 << 20
 )
 
+// collections reads whole collections of repos.
+type collections struct {
+	upstream xrpc.Upstream
+	turns    *turns
+}
+
 // listRecords gives each record of a collection to visit, newest keys first, until it returns false. Records of
-// another form are left out. Errors: *xrpc.UpstreamError, of a list without end too.
-func listRecords[T any](ctx context.Context, u xrpc.Upstream, of owner, collection string, visit func(found[T]) bool) error {
+// another form are left out. Errors: *xrpc.UpstreamError, of a list without end too; *oci.Error where too many are read.
+func listRecords[T any](ctx context.Context, c collections, of owner, collection string, visit func(found[T]) bool) error {
 	const nsid = "com.atproto.repo.listRecords"
+	done, err := c.turns.take(ctx, xrpc.HostOf(of.PDS))
+	if err != nil {
+		return err
+	}
+	defer done()
 	cursor, room := "", listBytes
 	for range listPages {
 		query := url.Values{"repo": {of.DID.String()}, "collection": {collection}, "limit": {strconv.Itoa(listPageRecords)}}
@@ -79,7 +90,7 @@ func listRecords[T any](ctx context.Context, u xrpc.Upstream, of owner, collecti
 				Value json.RawMessage `json:"value"`
 			} `json:"records"`
 		}
-		err := u.JSON(ctx, xrpc.UpstreamCall{Base: of.PDS, NSID: nsid, Query: query, Limit: listPageBytes}, &page)
+		err := c.upstream.JSON(ctx, xrpc.UpstreamCall{Base: of.PDS, NSID: nsid, Query: query, Limit: listPageBytes}, &page)
 		if missing(err) {
 			return nil
 		}
