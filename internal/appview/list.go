@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sort"
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
@@ -35,6 +36,7 @@ type lists struct {
 	tags      *cache[repositoryKey, []string]
 	referrers *cache[repositoryKey, []referrer]
 	room      int // of one repository's referrers, in bytes
+	most      int // tags of one repository
 }
 
 // referrer is a manifest that names a subject.
@@ -53,7 +55,7 @@ func sizeOf(r *referrer) int {
 }
 
 func newLists(from collections, d directory, v *view, now clock) *lists {
-	l := &lists{from: from, view: v, room: referrersBytes}
+	l := &lists{from: from, view: v, room: referrersBytes, most: tagsIndexed}
 	pds := func(ctx context.Context, key repositoryKey) (owner, error) {
 		who, err := d.LookupDID(ctx, key.did)
 		if err != nil {
@@ -63,8 +65,8 @@ func newLists(from collections, d directory, v *view, now clock) *lists {
 	}
 	l.tags = newCache(listsKept, listFresh, listFailed, now, func(ctx context.Context, key repositoryKey) ([]string, error) {
 		if v.covered(ctx, key.did) {
-			if tags, err := l.indexedTags(ctx, key); err == nil && len(tags) > 0 {
-				return tags, nil
+			if tags, err := l.indexedTags(ctx, key); err == nil && len(tags) > 0 || errors.Is(err, index.ErrTooLong) {
+				return tags, err
 			}
 		}
 		of, err := pds(ctx, key)
@@ -73,8 +75,8 @@ func newLists(from collections, d directory, v *view, now clock) *lists {
 			tags, err = l.readTags(ctx, of, key.repository)
 		}
 		if err != nil && temporary(err) && v.seenBefore(ctx, key.did) {
-			if tags, indexErr := l.indexedTags(context.WithoutCancel(ctx), key); indexErr == nil && len(tags) > 0 {
-				return tags, nil
+			if tags, indexErr := l.indexedTags(context.WithoutCancel(ctx), key); indexErr == nil && len(tags) > 0 || errors.Is(indexErr, index.ErrTooLong) {
+				return tags, indexErr
 			}
 		}
 		return tags, err
@@ -130,7 +132,14 @@ func (l *lists) changed(touched []index.Touched) {
 const tagsIndexed = listPages * listPageRecords
 
 func (l *lists) indexedTags(ctx context.Context, key repositoryKey) ([]string, error) {
-	return l.view.index.TagNames(ctx, key.did, key.repository, tagsIndexed)
+	tags, err := l.view.index.TagNames(ctx, key.did, key.repository, "", l.most+1)
+	if err == nil && len(tags) > l.most {
+		return nil, &oci.Error{
+			Code: oci.CodeUnsupported, Status: http.StatusUnprocessableEntity, Err: index.ErrTooLong,
+			Message: fmt.Sprintf("%s of %s has more than %d tags: ask for some of them, with n and last", key.repository, key.did, l.most),
+		}
+	}
+	return tags, err
 }
 
 func (l *lists) indexedReferrers(ctx context.Context, key repositoryKey) ([]referrer, error) {
@@ -227,13 +236,20 @@ func (l *lists) readReferrers(ctx context.Context, of owner, repository string) 
 	return out, nil
 }
 
-// Tags lists what the owner's PDS has.
-func (m *manifests) Tags(ctx context.Context, c registry.Caller, name oci.Name) ([]string, error) {
+// Tags lists what the owner's PDS has. Of more than can be listed the index has pages.
+func (m *manifests) Tags(ctx context.Context, c registry.Caller, name oci.Name, last string, n int) ([]string, error) {
 	of, err := m.owners.find(ctx, name.Owner)
 	if err != nil {
 		return nil, err
 	}
-	return m.lists.tags.get(m.asAsked(ctx, c, of.DID), repositoryKey{of.DID, name.Repository})
+	tags, err := m.lists.tags.get(m.asAsked(ctx, c, of.DID), repositoryKey{of.DID, name.Repository})
+	if errors.Is(err, index.ErrTooLong) && n >= 0 && n <= m.lists.most+1 {
+		return m.lists.view.index.TagNames(ctx, of.DID, name.Repository, last, n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return tags[sort.Search(len(tags), func(i int) bool { return tags[i] > last }):], nil
 }
 
 // Referrers lists what the owner's PDS has.

@@ -151,6 +151,49 @@ func TestManyReferrers(t *testing.T) {
 	}
 }
 
+// Would catch a list of tags of the index that is cut without a word, and a repository with more of them that cannot be
+// paged through.
+func TestManyTags(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.as(n.alice, "alice.test/app").push("alice.test/app", newImage("many"), "1.0")
+	const more = tagsIndexed
+	err := n.app.Load().db.Write(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(t.Context(), `WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < ?)
+			INSERT INTO index_tag (did, rkey, rev, cid, repository, tag, manifest_rkey, digest, changed_at) SELECT ?, 'app:' || n, '', '', 'app', 't' || n, '', '', 0 FROM c`, more, n.alice.DID)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.readsFail() // from here on the index answers
+	n.forget()
+	whole := n.nobody().do(http.MethodGet, "/v2/alice.test/app/tags/list", nil)
+	if whole.status != http.StatusUnprocessableEntity || !strings.Contains(whole.body, "more than 100000 tags") {
+		t.Errorf("%d %.200s", whole.status, whole.body)
+	}
+	found := map[string]bool{}
+	link := regexp.MustCompile(`^<(.*)>; rel="next"$`)
+	pages := 0
+	for next := "/v2/alice.test/app/tags/list?n=40000"; next != "" && pages < 10; pages++ {
+		got := n.nobody().must(200, n.nobody().do(http.MethodGet, next, nil))
+		var page struct{ Tags []string }
+		if err := json.Unmarshal([]byte(got.body), &page); err != nil {
+			t.Fatal(err)
+		}
+		for _, tag := range page.Tags {
+			found[tag] = true
+		}
+		next = ""
+		if m := link.FindStringSubmatch(got.header.Get("Link")); m != nil {
+			next = m[1]
+		}
+	}
+	if len(found) != more+1 || pages != 3 {
+		t.Errorf("%d tags on %d pages", len(found), pages)
+	}
+}
+
 // subjectOf pushes a manifest that refers to d.
 func (u user) subjectOf(name string, d oci.Digest) oci.Digest {
 	u.t.Helper()

@@ -45,7 +45,7 @@ func (p *pages) Tags(ctx context.Context, owner, repository string) ([]string, e
 	if err != nil {
 		return nil, p.problem(err)
 	}
-	tags, err := p.manifests.Tags(ctx, registry.Caller{}, name)
+	tags, err := p.manifests.Tags(ctx, registry.Caller{}, name, "", -1)
 	if err != nil {
 		return nil, p.problem(err)
 	}

@@ -362,7 +362,7 @@ func TestReadModels(t *testing.T) {
 		if got, err := w.TagOf(ctx, alice, "team/app", "1.0"); err != nil || got.Rkey != atcr.TagRkey("team/app", "1.0") {
 			t.Errorf("the newer of two records: %+v, %v", got, err)
 		}
-		if names, err := w.TagNames(ctx, alice, "team/app", 10); err != nil || !slices.Equal(names, []string{"1.0"}) {
+		if names, err := w.TagNames(ctx, alice, "team/app", "", 10); err != nil || !slices.Equal(names, []string{"1.0"}) {
 			t.Errorf("%v, %v", names, err)
 		}
 		referrers, err := w.Referrers(ctx, alice, "team/app", digest("index"))

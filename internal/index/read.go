@@ -120,9 +120,10 @@ func (x *Index) HoldOfBlob(ctx context.Context, did syntax.DID, repository, dige
 	return hold, err
 }
 
-// TagNames are the tags of a repository in lexical order, at most limit.
-func (x *Index) TagNames(ctx context.Context, did syntax.DID, repository string, limit int) ([]string, error) {
-	rows, err := x.db.Reader().QueryContext(ctx, `SELECT DISTINCT tag FROM index_tag WHERE did = ? AND repository = ? ORDER BY tag LIMIT ?`, did.String(), repository, limit)
+// TagNames are the tags of a repository behind after in lexical order, at most limit.
+func (x *Index) TagNames(ctx context.Context, did syntax.DID, repository, after string, limit int) ([]string, error) {
+	rows, err := x.db.Reader().QueryContext(ctx, `SELECT DISTINCT tag FROM index_tag WHERE did = ? AND repository = ? AND tag > ? ORDER BY tag LIMIT ?`,
+		did.String(), repository, after, limit)
 	if err != nil {
 		return nil, err
 	}

@@ -2,10 +2,10 @@ package registry
 
 import (
 	"encoding/json"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 
@@ -25,12 +25,13 @@ func (s *Server) getTags(w http.ResponseWriter, r *http.Request) error {
 			return &oci.Error{Code: oci.CodeUnsupported, Status: http.StatusBadRequest, Message: "n must be a whole number"}
 		}
 	}
-	tags, err := s.Manifests.Tags(r.Context(), q.caller, q.path.Name)
+	ask := n
+	if n >= 0 && n < math.MaxInt {
+		ask++ // which tells whether there is another page
+	}
+	tags, err := s.Manifests.Tags(r.Context(), q.caller, q.path.Name, query.Get("last"), ask)
 	if err != nil {
 		return s.challenged(w, q, err)
-	}
-	if last := query.Get("last"); last != "" {
-		tags = tags[sort.Search(len(tags), func(i int) bool { return tags[i] > last }):]
 	}
 	if n >= 0 && n < len(tags) {
 		tags = tags[:n]

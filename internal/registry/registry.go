@@ -60,8 +60,9 @@ type Manifests interface {
 	Put(ctx context.Context, c Caller, name oci.Name, m Manifest, parsed *oci.Manifest, tags []string) error
 	// Delete removes a tag, or a manifest with all tags that point at it.
 	Delete(ctx context.Context, c Caller, name oci.Name, reference oci.Reference) error
-	// Tags are all tags of a repository, in lexical order.
-	Tags(ctx context.Context, c Caller, name oci.Name) ([]string, error)
+	// Tags are the tags of a repository behind last (""), in lexical order: all of them, or as many as n or more where
+	// n is not negative.
+	Tags(ctx context.Context, c Caller, name oci.Name, last string, n int) ([]string, error)
 	// Referrers are the manifests of a repository whose subject is d.
 	Referrers(ctx context.Context, c Caller, name oci.Name, d oci.Digest) ([]oci.Descriptor, error)
 }

@@ -89,8 +89,8 @@ func (m *memory) Delete(_ context.Context, _ Caller, name oci.Name, reference oc
 	return m.fault
 }
 
-func (m *memory) Tags(context.Context, Caller, oci.Name) ([]string, error) {
-	return []string{"a", "b", "c", "d"}, m.fault
+func (m *memory) Tags(_ context.Context, _ Caller, _ oci.Name, last string, _ int) ([]string, error) {
+	return slices.DeleteFunc([]string{"a", "b", "c", "d"}, func(tag string) bool { return tag <= last }), m.fault
 }
 
 func (m *memory) Referrers(_ context.Context, _ Caller, _ oci.Name, d oci.Digest) ([]oci.Descriptor, error) {
