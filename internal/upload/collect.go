@@ -177,8 +177,7 @@ func (u *Uploads) collect(ctx context.Context, d oci.Digest, cutoff int64, o Col
 	case err != nil:
 		return false, err
 	}
-	u.epoch.Add(1)
-	u.cache.Remove(d)
+	u.uncache(d)
 	// The pointer first: it must not lead a rebuilt index to an object that is gone.
 	for _, key := range []string{blobstore.PointerKey(d), b.Key} {
 		if err := u.deleteGarbage(ctx, key); err != nil {

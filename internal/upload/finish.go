@@ -174,7 +174,7 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 			return Blob{}, fmt.Errorf("record blob: %w", err)
 		}
 	}
-	u.cache.Add(d, blob)
+	u.encache(blob)
 	u.stored(s.owner, blob.Size)
 	u.finished(ctx, s, spare)
 	return blob, nil

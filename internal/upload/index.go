@@ -70,10 +70,22 @@ func (u *Uploads) verified(ctx context.Context, d oci.Digest) (Blob, error) {
 	if err == nil {
 		u.cache.ContainsOrAdd(d, b) // never over a row that was written since
 		if u.epoch.Load() != epoch {
-			u.cache.Remove(d) // the row may have been collected since it was read
+			u.cache.Remove(d) // the row may have been changed, or collected, since it was read
 		}
 	}
 	return b, err
+}
+
+// encache remembers a row that was just written, whoever read the one before it.
+func (u *Uploads) encache(b Blob) {
+	u.epoch.Add(1)
+	u.cache.Add(b.Digest, b)
+}
+
+// uncache forgets a row that was just changed or deleted.
+func (u *Uploads) uncache(d oci.Digest) {
+	u.epoch.Add(1)
+	u.cache.Remove(d)
 }
 
 // recordVerified writes the row of a verified blob, and that uploader brought it.

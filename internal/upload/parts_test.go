@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/oci"
@@ -401,6 +402,42 @@ func TestPresignedAgainWhileRead(t *testing.T) {
 	r.walk()
 }
 
+// Would catch a yes for bytes that the background reads, and finds wrong, before the request does.
+func TestPresignedMismatchFoundByOthers(t *testing.T) {
+	t.Parallel()
+	m := presigning{newMemory()}
+	r := newRig(t, m, nil)
+	reading, goOn := make(chan struct{}), make(chan struct{})
+	var once, begin sync.Once
+	m.fault.set(func(step string) error {
+		if step == "after open" {
+			once.Do(func() { close(reading); <-goOn })
+		}
+		return nil
+	})
+	var background sync.WaitGroup
+	r.db.fault.set(func(step string) error {
+		if step == "after db write" {
+			begin.Do(func() {
+				background.Go(func() {
+					if err := r.verifyAll(context.WithoutCancel(t.Context())); err != nil {
+						t.Error(err)
+					}
+				})
+				<-reading
+				close(goOn)
+			})
+		}
+		return nil
+	})
+	d := oci.FromBytes([]byte("other"))
+	if blob, err := r.direct(m, r.begin(alice), noise(200_000, 2), d); !errors.Is(err, ErrDigestMismatch) {
+		t.Errorf("%+v, %v", blob, err)
+	}
+	background.Wait()
+	r.absent(d)
+}
+
 // Would catch a claim on a digest that keeps somebody else from uploading it, or one of two copies that is lost.
 func TestPresignedClaimBlocksNobody(t *testing.T) {
 	t.Parallel()
@@ -503,8 +540,13 @@ func TestPresignedEdges(t *testing.T) {
 		t.Fatalf("%+v, %v", blob, err)
 	}
 	r.clock.move(UnverifiedFor + 1e9)
-	if err := r.Sweep(t.Context()); err != nil {
-		t.Fatal(err)
+	there := true
+	for end := time.Now().Add(time.Minute); there && time.Now().Before(end); { // a round leaves alone what the background reads
+		if err := r.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.Stat(t.Context(), d, alice)
+		there = !errors.Is(err, ErrNoBlob)
 	}
 	r.absent(d)
 	if len(m.objects) != 0 {

@@ -97,7 +97,7 @@ func (u *Uploads) completePresigned(ctx context.Context, s *session, d oci.Diges
 		u.wake()
 		return blob, nil
 	}
-	err = u.verify(ctx, row)
+	err = u.verifyNow(ctx, row, blob.Key)
 	switch {
 	case errors.Is(err, ErrDigestMismatch):
 		return Blob{}, err
@@ -106,7 +106,10 @@ func (u *Uploads) completePresigned(ctx context.Context, s *session, d oci.Diges
 		u.wake()
 		return blob, nil
 	}
-	return u.Stat(ctx, d, s.owner)
+	if blob, err = u.Stat(ctx, d, s.owner); errors.Is(err, ErrNoBlob) { // the background found it wrong
+		err = ErrDigestMismatch
+	}
+	return blob, err
 }
 
 func (u *Uploads) joinParts(ctx context.Context, s *session, d oci.Digest, parts []blobstore.Part) (Blob, int64, error) {

@@ -57,13 +57,9 @@ func (u *Uploads) touch(ctx context.Context, b Blob) error {
 	if err != nil {
 		return fmt.Errorf("touch blob: %w", err)
 	}
+	u.uncache(b.Digest) // whoever asks next reads the row
 	if rows == 0 {
-		u.cache.Remove(b.Digest)
 		return ErrNoBlob
-	}
-	if cached, ok := u.cache.Get(b.Digest); ok && b.Verified && cached.Key == b.Key {
-		cached.TouchedAt = now
-		u.cache.Add(b.Digest, cached)
 	}
 	return nil
 }
@@ -74,28 +70,39 @@ type promised struct {
 	did    syntax.DID
 }
 
-// remember notes that did was told of d, at most once an hour, where nothing else says that d matters to them.
+// remember notes that did was told of d, at most once an hour, where nothing else says that d matters to them. The
+// rows are looked at each time: others delete them.
 func (u *Uploads) remember(ctx context.Context, d oci.Digest, did syntax.DID) error {
-	now := u.now()
-	if at, ok := u.promises.Get(promised{d, did}); ok && now.Sub(at) < touchEvery {
-		return nil
+	known, err := u.remembers(ctx, d, did)
+	if err == nil && !known {
+		err = u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+			if named, err := u.named(ctx, tx, did, d); err != nil || named != 0 {
+				return err
+			}
+			if err := u.concern(ctx, tx, d, did); err != nil {
+				return err
+			}
+			_, err := tx.ExecContext(ctx, `DELETE FROM blob_promise WHERE (SELECT count(*) FROM blob_promise) > ?1
+				AND at <= (SELECT at FROM blob_promise ORDER BY at DESC LIMIT 1 OFFSET ?1)`, maxPromises)
+			return err
+		})
 	}
-	err := u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
-		if named, err := u.named(ctx, tx, did, d); err != nil || named != 0 {
-			return err
-		}
-		if err := u.concern(ctx, tx, d, did); err != nil {
-			return err
-		}
-		_, err := tx.ExecContext(ctx, `DELETE FROM blob_promise WHERE (SELECT count(*) FROM blob_promise) > ?1
-			AND at <= (SELECT at FROM blob_promise ORDER BY at DESC LIMIT 1 OFFSET ?1)`, maxPromises)
-		return err
-	})
 	if err != nil {
 		return fmt.Errorf("remember who was told of a blob: %w", err)
 	}
-	u.promises.Add(promised{d, did}, now)
 	return nil
+}
+
+// remembers tells whether did will be asked of d, or a manifest of theirs names it: its end has them asked (see Naming).
+func (u *Uploads) remembers(ctx context.Context, d oci.Digest, did syntax.DID) (known bool, err error) {
+	err = u.db.Reader().QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM blob_promise WHERE digest = ?1 AND did = ?2 AND at > ?3)
+		OR EXISTS (SELECT 1 FROM blob_uploader WHERE digest = ?1 AND uploader = ?2)`,
+		d.String(), did.String(), u.now().Add(-touchEvery).UnixMilli()).Scan(&known)
+	if err != nil || known {
+		return known, err
+	}
+	named, err := u.named(ctx, u.db.Reader(), did, d)
+	return named != 0, err
 }
 
 // concern notes that did must be asked before d is collected. Of too many of one blob, the oldest go.
@@ -113,7 +120,7 @@ func (u *Uploads) concern(ctx context.Context, tx *sql.Tx, d oci.Digest, did syn
 
 // Naming tells, in the transaction that changes it, whether a manifest of did names d now. A blob that none
 // of theirs names any more may be collected after CollectAfter, and did is asked before: they may rely on it
-// again by then, as remember need not have noted.
+// again by then, which remember did not note.
 func (u *Uploads) Naming(ctx context.Context, tx *sql.Tx, did syntax.DID, d oci.Digest, named bool) error {
 	value := 0
 	if named {
@@ -169,11 +176,6 @@ func (u *Uploads) Disown(ctx context.Context, did syntax.DID) error {
 	})
 	if err != nil {
 		return fmt.Errorf("disown blobs: %w", err)
-	}
-	for _, p := range u.promises.Keys() {
-		if p.did == did {
-			u.promises.Remove(p)
-		}
 	}
 	return nil
 }

@@ -4,9 +4,14 @@ import (
 	"bytes"
 	"database/sql"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/oci"
@@ -184,5 +189,64 @@ func TestPromise(t *testing.T) {
 	}
 	if _, err := r.Promise(t.Context(), d, "", ""); !errors.Is(err, ErrNoBlob) {
 		t.Errorf("a blob that is gone is promised: %v", err)
+	}
+}
+
+// Would catch somebody who was told of a blob twice within an hour, and is not asked before it is collected because
+// the note of the first time went in between.
+func TestToldAgainWithoutANote(t *testing.T) {
+	t.Parallel()
+	for name, goes := range map[string]func(r *rig, d oci.Digest){
+		"many others were told": func(r *rig, d oci.Digest) {
+			for i := range maxPromisesEach {
+				r.clock.move(time.Second)
+				r.told(d, syntax.DID(fmt.Sprintf("did:plc:%d", i)))
+			}
+		},
+		"they had their data deleted while they were told": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, newMemory(), nil)
+			d := oci.FromBytes([]byte("x"))
+			if _, err := r.Finish(t.Context(), r.begin(alice).Secret, d, nil, strings.NewReader("x")); err != nil {
+				t.Fatal(err)
+			}
+			if goes == nil {
+				var begun atomic.Bool
+				r.db.fault.set(func(step string) error {
+					if strings.HasPrefix(step, "after") && begun.CompareAndSwap(false, true) {
+						return r.Disown(t.Context(), bob)
+					}
+					return nil
+				})
+			}
+			r.told(d, bob)
+			if goes != nil {
+				goes(r, d)
+			}
+			asked := func() bool {
+				all, err := r.concerned(t.Context(), d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return slices.Contains(all, bob)
+			}
+			if asked() {
+				t.Fatal("the note of the first time is there")
+			}
+			r.told(d, bob)
+			if !asked() {
+				t.Error("bob was told, and will not be asked")
+			}
+		})
+	}
+}
+
+// told is a promise to did.
+func (r *rig) told(d oci.Digest, did syntax.DID) {
+	r.t.Helper()
+	if _, err := r.Promise(r.t.Context(), d, "", did); err != nil {
+		r.t.Fatal(err)
 	}
 }

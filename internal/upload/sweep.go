@@ -143,15 +143,15 @@ func (u *Uploads) expireUnverified(ctx context.Context) error {
 	}
 	var errs []error
 	for _, row := range rows {
-		if !u.claim(row) {
-			continue
-		}
 		blob, err := u.unverified(ctx, row)
 		if err == nil {
-			err = u.reject(ctx, row, blob)
+			err = u.claim(blob.Key)
 		}
-		u.unclaim(row)
-		if errors.Is(err, ErrNoBlob) {
+		if err == nil {
+			err = u.reject(ctx, row, blob)
+			u.unclaim(blob.Key)
+		}
+		if errors.Is(err, ErrNoBlob) || errors.Is(err, errBeingVerified) {
 			continue
 		}
 		if err != nil && !errors.Is(err, errReplaced) {

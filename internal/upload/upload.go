@@ -156,25 +156,23 @@ type database interface {
 
 // Uploads has the upload sessions and the blob index of one hold. Safe for concurrent use.
 type Uploads struct {
-	cfg     Config
-	db      database
-	store   blobstore.Store
-	log     *slog.Logger
-	now     func() time.Time
-	metrics *metrics
-	cache   *lru.Cache[oci.Digest, Blob] // verified rows alone
-	digests keyedLock
-	// promises are those that were written down lately.
-	promises   *lru.Cache[promised, time.Time]
+	cfg        Config
+	db         database
+	store      blobstore.Store
+	log        *slog.Logger
+	now        func() time.Time
+	metrics    *metrics
+	cache      *lru.Cache[oci.Digest, Blob] // verified rows alone
+	digests    keyedLock
 	deletions  deletions
 	rebuilding sync.Mutex   // one Rebuild at a time
-	epoch      atomic.Int64 // rises when a row was collected, so that no reader puts it back into the cache
+	epoch      atomic.Int64 // rises when a row was changed, so that no reader puts the old one into the cache
 
 	mu        sync.Mutex
 	byID      map[string]*session
 	bySecret  map[[32]byte]*session
-	verifying map[int64]bool // rows of blob that are being hashed
-	spooled   int64          // bytes in spool files
+	verifying map[string]chan struct{} // keys of unverified blobs that are being read; closed when that is over
+	spooled   int64                    // bytes in spool files
 	closing   bool
 
 	inflight   sync.WaitGroup
@@ -212,13 +210,9 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	if err != nil {
 		return nil, err
 	}
-	promises, err := lru.New[promised, time.Time](cachedBlobs)
-	if err != nil {
-		return nil, err
-	}
 	u := &Uploads{
-		cfg: cfg, db: db, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cache: cache, promises: promises,
-		byID: map[string]*session{}, bySecret: map[[32]byte]*session{}, verifying: map[int64]bool{},
+		cfg: cfg, db: db, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cache: cache,
+		byID: map[string]*session{}, bySecret: map[[32]byte]*session{}, verifying: map[string]chan struct{}{},
 		wakeVerify: make(chan struct{}, 1), checkpoint: checkpointBytes, inline: maxInlineBytes,
 	}
 	if err := u.loadSessions(ctx); err != nil {

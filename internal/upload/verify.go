@@ -76,11 +76,17 @@ var errBeingVerified = errors.New("the blob is being verified")
 // that is gone is no error. Errors: ErrDigestMismatch, errBeingVerified, the storage's and the database's,
 // after which it may be tried again.
 func (u *Uploads) verify(ctx context.Context, row int64) error {
-	if !u.claim(row) {
-		return errBeingVerified
-	}
-	defer u.unclaim(row)
 	blob, err := u.unverified(ctx, row)
+	if err == nil {
+		if err := u.claim(blob.Key); err != nil {
+			return err
+		}
+		defer u.unclaim(blob.Key)
+		var again Blob // it may have been settled in between
+		if again, err = u.unverified(ctx, row); err == nil && again.Key != blob.Key {
+			return errBeingVerified
+		}
+	}
 	if errors.Is(err, ErrNoBlob) {
 		return nil
 	}
@@ -108,21 +114,43 @@ func (u *Uploads) verify(ctx context.Context, row int64) error {
 	return nil
 }
 
-// claim makes the caller the one that settles an unverified row; false: somebody else is.
-func (u *Uploads) claim(row int64) bool {
+// claim makes the caller the one that settles the unverified blob at key, until unclaim. Errors: errBeingVerified.
+func (u *Uploads) claim(key string) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.verifying[row] {
-		return false
+	if u.verifying[key] != nil {
+		return errBeingVerified
 	}
-	u.verifying[row] = true
-	return true
+	u.verifying[key] = make(chan struct{})
+	return nil
 }
 
-func (u *Uploads) unclaim(row int64) {
+func (u *Uploads) unclaim(key string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	delete(u.verifying, row)
+	close(u.verifying[key])
+	delete(u.verifying, key)
+}
+
+// verifyNow is verify that waits for who is at it already: the background may have found the row first.
+func (u *Uploads) verifyNow(ctx context.Context, row int64, key string) error {
+	for {
+		err := u.verify(ctx, row)
+		if !errors.Is(err, errBeingVerified) {
+			return err
+		}
+		u.mu.Lock()
+		busy := u.verifying[key]
+		u.mu.Unlock()
+		if busy == nil {
+			continue
+		}
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 func (u *Uploads) unverified(ctx context.Context, row int64) (Blob, error) {
@@ -204,6 +232,6 @@ func (u *Uploads) promoteLocked(ctx context.Context, row int64, b Blob) (spare b
 	if err != nil {
 		return false, err
 	}
-	u.cache.Add(b.Digest, standing)
+	u.encache(standing)
 	return there, nil
 }
