@@ -120,9 +120,14 @@ type quota struct {
 	quotas Quotas
 	open   Bytes
 
-	mu   sync.Mutex
-	used map[syntax.DID]use
-	all  openUse
+	counting sync.Mutex // held by who counts what all have
+	read     func()     // called when the database was read: tests have others act then; nil: not
+
+	mu      sync.Mutex
+	used    map[syntax.DID]use
+	changes int64 // of what anybody has: what was read before one is not remembered
+	all     openUse
+	arrived map[syntax.DID]int64 // what was stored while all is counted, and may not be in it; nil: nobody counts
 }
 
 type use struct {
@@ -141,6 +146,13 @@ type openUse struct {
 func (o *openUse) counts(did syntax.DID) bool {
 	_, known := o.policy.Members[did]
 	return did != o.policy.Owner && (!known || o.registered[did])
+}
+
+// add adds what did keeps, where it is part of it.
+func (o *openUse) add(did syntax.DID, bytes int64) {
+	if o.counts(did) {
+		o.bytes += bytes
+	}
 }
 
 const (
@@ -226,32 +238,39 @@ func (q *quota) notify(ctx context.Context, did syntax.DID, blobs []namedBlob) e
 func (q *quota) usage(ctx context.Context, did syntax.DID) (int64, error) {
 	q.mu.Lock()
 	u, ok := q.used[did]
+	changes := q.changes
 	q.mu.Unlock()
-	if now := q.hold.now(); ok && now.Sub(u.at) < useValid {
+	now := q.hold.now()
+	if ok && now.Sub(u.at) < useValid {
 		return u.bytes, nil
 	}
 	_, bytes, err := q.hold.used(ctx, did)
 	if err != nil {
 		return 0, err
 	}
+	q.wasRead()
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.changes != changes {
+		return bytes, nil
+	}
 	if len(q.used) >= maxUseKept {
 		clear(q.used)
 	}
-	q.used[did] = use{bytes, q.hold.now()}
+	q.used[did] = use{bytes, now}
 	return bytes, nil
+}
+
+func (q *quota) wasRead() {
+	if q.read != nil {
+		q.read()
+	}
 }
 
 // openUsage is what all those keep together whom nobody made members, with what arrives from others than did now.
 func (q *quota) openUsage(ctx context.Context, did syntax.DID) (int64, error) {
-	q.mu.Lock()
-	fresh := !q.all.at.IsZero() && q.hold.now().Sub(q.all.at) < openValid
-	q.mu.Unlock()
-	if !fresh {
-		if err := q.countOpen(ctx); err != nil {
-			return 0, err
-		}
+	if err := q.countOpen(ctx); err != nil {
+		return 0, err
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -264,26 +283,50 @@ func (q *quota) openUsage(ctx context.Context, did syntax.DID) (int64, error) {
 	return sum, nil
 }
 
+// countOpen counts it anew, where that was long ago.
 func (q *quota) countOpen(ctx context.Context) (err error) {
+	if q.openIsFresh() {
+		return nil
+	}
+	q.counting.Lock()
+	defer q.counting.Unlock()
+	if q.openIsFresh() { // somebody else counted
+		return nil
+	}
+	q.mu.Lock()
+	q.arrived = map[syntax.DID]int64{}
+	q.mu.Unlock()
 	o := openUse{use: use{at: q.hold.now()}}
+	defer func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if err == nil {
+			for did, bytes := range q.arrived {
+				o.add(did, bytes)
+			}
+			q.all = o
+		}
+		q.arrived = nil
+	}()
 	if o.policy, err = q.hold.roster.policy(ctx); err != nil {
 		return err
 	}
 	if o.registered, err = q.hold.ledger.AllRegistered(ctx); err != nil {
 		return err
 	}
-	add := func(did syntax.DID, bytes int64) {
-		if o.counts(did) {
-			o.bytes += bytes
-		}
-	}
-	if err := errors.Join(q.hold.ledger.Usages(ctx, add), q.hold.uploads.Usages(ctx, add)); err != nil {
+	// Uploads first: what is named meanwhile is in both rather than in neither.
+	if err := q.hold.uploads.Usages(ctx, o.add); err != nil {
 		return err
 	}
+	err = q.hold.ledger.Usages(ctx, o.add)
+	q.wasRead()
+	return err
+}
+
+func (q *quota) openIsFresh() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.all = o
-	return nil
+	return !q.all.at.IsZero() && q.hold.now().Sub(q.all.at) < openValid
 }
 
 // stored is told of each upload that was completed: it arrives no more, and must not be free until somebody counts.
@@ -291,8 +334,12 @@ func (q *quota) stored(did syntax.DID, bytes int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.used, did)
-	if !q.all.at.IsZero() && q.all.counts(did) {
-		q.all.bytes += bytes
+	q.changes++
+	if q.arrived != nil {
+		q.arrived[did] += bytes
+	}
+	if !q.all.at.IsZero() {
+		q.all.add(did, bytes)
 	}
 }
 
@@ -301,14 +348,16 @@ func (q *quota) forget(did syntax.DID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.used, did)
+	q.changes++
 }
 
 // used is what did's manifests name, and what they uploaded that none names yet.
 func (h *Hold) used(ctx context.Context, did syntax.DID) (blobs, bytes int64, err error) {
-	if blobs, bytes, err = h.ledger.Usage(ctx, did); err != nil {
+	// Uploads first: what is named meanwhile is in both rather than in neither.
+	if blobs, bytes, err = h.uploads.Usage(ctx, did); err != nil {
 		return 0, 0, err
 	}
-	moreBlobs, moreBytes, err := h.uploads.Usage(ctx, did)
+	moreBlobs, moreBytes, err := h.ledger.Usage(ctx, did)
 	return blobs + moreBlobs, bytes + moreBytes, err
 }
 
