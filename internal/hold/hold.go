@@ -91,6 +91,7 @@ type Hold struct {
 	recent   *lru.Cache[string, time.Time] // what was counted in the last minute
 	pullers  *lru.Cache[string, time.Time] // addresses and config blobs of the last hour
 	configs  *lru.Cache[oci.Digest, []ledger.Manifest]
+	images   atomic.Int64 // rises when images come or go: what was read of them before is not kept in configs
 
 	relays map[string]relayState // by what HOLD_RELAYS calls them; only followRelays has them
 

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"sync"
 
 	"github.com/bluesky-social/indigo/atproto/atdata"
@@ -18,9 +19,37 @@ import (
 // following is what the hold is about to commit and the ledger must take note of in the same transaction.
 type following struct {
 	mu          sync.Mutex
-	counts      map[syntax.RecordKey]ledger.Counts // by the key of the statistics that have them
-	registering map[syntax.RecordKey]syntax.DID    // by the key of the crew record
-	posting     map[syntax.RecordKey]ledger.Post   // by the key of the post
+	counts      map[syntax.RecordKey]awaited[ledger.Counts] // by the key of the statistics that have them
+	registering map[syntax.RecordKey]awaited[syntax.DID]    // by the key of the crew record
+	posting     map[syntax.RecordKey]awaited[ledger.Post]   // by the key of the post
+}
+
+// awaited is what the ledger notes when a record is committed: that one, and no other under its key.
+type awaited[T any] struct {
+	note   T
+	record json.RawMessage
+}
+
+// noted is what to note of op.
+func noted[T any](f *following, all *map[syntax.RecordKey]awaited[T], op pds.Op) (note T, ours bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a, ok := (*all)[op.Rkey]
+	return a.note, ok && op.CID.Defined() && isRecord(op, a.record)
+}
+
+// isRecord tells whether op writes record.
+func isRecord(op pds.Op, record json.RawMessage) bool {
+	written, err := atdata.UnmarshalCBOR(op.Value)
+	if err != nil {
+		return false
+	}
+	meant, err := atdata.UnmarshalJSON(record)
+	if err != nil {
+		return false
+	}
+	meant["$type"] = op.Collection.String()
+	return reflect.DeepEqual(written, meant)
 }
 
 // follow keeps the ledger true, in the transaction of each commit.
@@ -40,26 +69,19 @@ func (h *Hold) follow(ctx context.Context, tx *sql.Tx, _ syntax.DID, ops []pds.O
 			}
 			layers = append(layers, change)
 		case atcr.HoldStatsNSID:
-			h.following.mu.Lock()
-			if c, ok := h.following.counts[op.Rkey]; ok {
+			if c, ok := noted(&h.following, &h.following.counts, op); ok {
 				counts = append(counts, c)
 			}
-			h.following.mu.Unlock()
 		case postNSID:
-			h.following.mu.Lock()
-			post, ours := h.following.posting[op.Rkey]
-			h.following.mu.Unlock()
-			if ours && op.CID.Defined() {
+			if post, ours := noted(&h.following, &h.following.posting, op); ours {
 				if err := h.ledger.Posted(ctx, tx, post); err != nil {
 					return err
 				}
 			}
 		case atcr.HoldCrewNSID:
-			h.following.mu.Lock()
-			did, ours := h.following.registering[op.Rkey]
-			h.following.mu.Unlock()
+			did, ours := noted(&h.following, &h.following.registering, op)
 			err := h.ledger.Deregister(ctx, tx, op.Rkey)
-			if err == nil && ours && op.CID.Defined() {
+			if err == nil && ours {
 				err = h.ledger.Register(ctx, tx, did)
 			}
 			if err != nil {

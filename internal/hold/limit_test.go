@@ -2,6 +2,7 @@ package hold
 
 import (
 	"bytes"
+	"database/sql"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -249,6 +250,63 @@ func TestDeleteUserDataDuringPushes(t *testing.T) {
 	}
 	if blobs, size, err := s.ledger.Usage(t.Context(), writer); err != nil || blobs != 0 || size != 0 {
 		t.Errorf("%d blobs, %d bytes, %v", blobs, size, err)
+	}
+}
+
+// Would catch a config blob of which it is remembered whose images have it, when one of those went with all that
+// was somebody's; and a push or pull that is not counted when it comes again, since it failed the first time.
+func TestPullsOfWhatWasShared(t *testing.T) {
+	t.Parallel()
+	s := startHold(t, newPeople(t), func(config *Config) { open(config); config.TrustedProxies = []string{"127.0.0.1"} })
+	config := s.push(t, writer, []byte("{}"))
+	for _, did := range []syntax.DID{writer, stranger} {
+		if a := s.notify(t, did, message(did, "app", "m", config)); a.status != http.StatusOK {
+			t.Fatal(a.body)
+		}
+	}
+	get := func(from string) {
+		t.Helper()
+		if a := s.send(t, http.MethodGet, s.blobPath(config), "", nil, "X-Forwarded-For", from); a.status != http.StatusOK {
+			t.Fatal(a.body)
+		}
+	}
+	get("8.8.8.8") // of two images nobody knows which was pulled
+	if a := s.call(t, stranger, atcr.HoldDeleteUserDataNSID, struct{}{}); a.status != http.StatusOK {
+		t.Fatal(a.body)
+	}
+	get("8.8.4.4")
+	fail := func(on bool) {
+		t.Helper()
+		query := `DROP TRIGGER full`
+		if on {
+			query = `CREATE TRIGGER full BEFORE UPDATE ON pending_stats BEGIN SELECT raise(ABORT, 'full'); END`
+		}
+		if err := s.db.Write(t.Context(), func(tx *sql.Tx) error { _, err := tx.Exec(query); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in := message(writer, "app", "m", config)
+	in.Operation = "pull"
+	again := message(writer, "app", "another", config)
+	fail(true)
+	get("8.8.8.4")
+	for _, in := range []atcr.HoldNotifyManifestInput{in, again} {
+		if a := s.notify(t, writer, in); a.status != http.StatusInternalServerError {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	fail(false)
+	get("8.8.8.4")
+	for _, in := range []atcr.HoldNotifyManifestInput{in, again} {
+		if a := s.notify(t, writer, in); a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	if err := s.publishStats(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.records(t, atcr.HoldStatsNSID)[atcr.StatsRkey(writer.String(), "app")]; !strings.Contains(r, `"pullCount":3`) || !strings.Contains(r, `"pushCount":2`) {
+		t.Errorf("%s", r)
 	}
 }
 

@@ -132,12 +132,14 @@ func (h *Hold) pushed(ctx context.Context, caller syntax.DID, m ledger.Manifest,
 		return out, err
 	}
 	created := int64(len(layers))
-	counted := h.once(caller.String() + " " + m.Repository + " " + m.Digest.String() + " " + in.Tag)
+	key := caller.String() + " " + m.Repository + " " + m.Digest.String() + " " + in.Tag
+	counted := h.once(key)
 	if err := h.ledger.Push(ctx, m, uri, counted); err != nil {
+		h.again(key, counted)
 		return out, err
 	}
 	h.quota.forget(caller)
-	h.configs.Remove(m.Config)
+	h.imageCame(m.Config)
 	h.announce(ctx, m, uri, in, blobs)
 	out.Operation, out.LayersCreated, out.StatsUpdated = "push", &created, &counted
 	return out, nil
@@ -246,9 +248,11 @@ func (h *Hold) pulled(ctx context.Context, caller syntax.DID, m ledger.Manifest,
 	if count < 1 || count > maxPullCount {
 		return out, xrpc.InvalidRequest("count must be 1 to %d", maxPullCount)
 	}
-	counted := h.once("pull " + caller.String() + " " + m.Owner.String() + " " + m.Repository)
+	key := "pull " + caller.String() + " " + m.Owner.String() + " " + m.Repository
+	counted := h.once(key)
 	if counted {
 		counted, err = h.ledger.Pull(ctx, m.Owner, m.Repository, count)
+		h.again(key, err != nil)
 	}
 	out.Operation, out.StatsUpdated = "pull", &counted
 	return out, err
@@ -273,7 +277,7 @@ func (h *Hold) deleted(ctx context.Context, caller syntax.DID, m ledger.Manifest
 	h.quota.forget(caller)
 	none := false
 	out.Operation, out.StatsUpdated = "delete", &none
-	defer h.configs.Purge() // which blob was its config is not said here
+	defer h.imagesWent()
 	return out, h.ledger.Forget(ctx, m)
 }
 
@@ -286,13 +290,18 @@ func (h *Hold) deleteRecords(ctx context.Context, collection syntax.NSID, keys [
 	return h.deleteAll(ctx, writes)
 }
 
+// meanwhile tells whether err says that a record to be deleted went, or is another than the one that was meant.
+func meanwhile(err error) bool {
+	return errors.Is(err, pds.ErrRecordNotFound) || errors.Is(err, pds.ErrInvalidSwap)
+}
+
 // deleteAll deletes the records that are still there, in as few commits as there can be.
 func (h *Hold) deleteAll(ctx context.Context, deletes []pds.Write) error {
 	for writes := range slices.Chunk(deletes, pds.MaxCommitOps) {
 		_, err := h.repo.Apply(ctx, writes, nil)
-		if errors.Is(err, pds.ErrRecordNotFound) { // one went meanwhile: each for itself
+		if meanwhile(err) { // each for itself
 			for i := range writes {
-				if _, err := h.repo.Apply(ctx, writes[i:i+1], nil); err != nil && !errors.Is(err, pds.ErrRecordNotFound) {
+				if _, err := h.repo.Apply(ctx, writes[i:i+1], nil); err != nil && !meanwhile(err) {
 					return err
 				}
 			}
@@ -315,4 +324,13 @@ func (h *Hold) once(key string) bool {
 	}
 	h.recent.Add(key, now)
 	return true
+}
+
+// again takes once back, where what it was asked for came to nothing.
+func (h *Hold) again(key string, nothing bool) {
+	if nothing {
+		h.recentMu.Lock()
+		h.recent.Remove(key)
+		h.recentMu.Unlock()
+	}
 }

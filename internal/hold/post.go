@@ -103,7 +103,7 @@ func (h *Hold) writePost(ctx context.Context, post ledger.Post, raw json.RawMess
 	}
 	post.Rkey = syntax.RecordKey(syntax.NewTIDFromTime(h.now(), 0))
 	h.following.mu.Lock()
-	h.following.posting = map[syntax.RecordKey]ledger.Post{post.Rkey: post}
+	h.following.posting = map[syntax.RecordKey]awaited[ledger.Post]{post.Rkey: {post, raw}}
 	h.following.mu.Unlock()
 	defer func() {
 		h.following.mu.Lock()

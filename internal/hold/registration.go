@@ -105,7 +105,7 @@ func (h *Hold) register(ctx context.Context, did syntax.DID, permissions []strin
 		return out, err
 	}
 	h.following.mu.Lock()
-	h.following.registering = map[syntax.RecordKey]syntax.DID{rkey: did}
+	h.following.registering = map[syntax.RecordKey]awaited[syntax.DID]{rkey: {did, raw}}
 	h.following.mu.Unlock()
 	defer func() {
 		h.following.mu.Lock()
@@ -129,17 +129,35 @@ func (h *Hold) removeIdle(ctx context.Context) error {
 		if err != nil || len(idle) == 0 {
 			return err
 		}
-		keys := make([]syntax.RecordKey, len(idle))
-		for i, did := range idle {
-			keys[i] = syntax.RecordKey(atcr.CrewRkey(did.String()))
-		}
-		if err := h.deleteRecords(ctx, atcr.HoldCrewNSID, keys); err != nil {
+		if err := h.removeRegistered(ctx, idle); err != nil || len(idle) < idleBatch {
 			return err
 		}
-		if len(idle) < idleBatch {
-			return nil
+	}
+}
+
+// removeRegistered deletes the records by which people made themselves members. One that the owner wrote since they were
+// looked for stays.
+func (h *Hold) removeRegistered(ctx context.Context, dids []syntax.DID) error {
+	var deletes []pds.Write
+	for _, did := range dids {
+		rkey := syntax.RecordKey(atcr.CrewRkey(did.String()))
+		record, err := h.repo.GetRecord(ctx, atcr.HoldCrewNSID, rkey)
+		if errors.Is(err, pds.ErrRecordNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		// Asked behind the look at the record: the same commit writes both.
+		registered, err := h.ledger.Registered(ctx, did)
+		if err != nil {
+			return err
+		}
+		if registered {
+			deletes = append(deletes, pds.Write{Action: pds.Delete, Collection: atcr.HoldCrewNSID, Rkey: rkey, SwapRecord: &record.CID})
 		}
 	}
+	return h.deleteAll(ctx, deletes)
 }
 
 // callerOnce is the caller of a method whose tokens are good for one call. The token is used up by Verifier.Use,

@@ -83,6 +83,45 @@ func TestRequestCrew(t *testing.T) {
 	}
 }
 
+// Would catch a member of the owner's who is taken for one who came by themselves, because both happened at once.
+func TestOwnersMemberMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := startHold(t, newPeople(t), open)
+	member := func(did syntax.DID) {
+		t.Helper()
+		if registered, err := s.ledger.Registered(t.Context(), did); err != nil || registered {
+			t.Errorf("%s counts as registered: %v", did, err)
+		}
+		if s.records(t, atcr.HoldCrewNSID)[atcr.CrewRkey(did.String())] == "" {
+			t.Errorf("%s is no member", did)
+		}
+	}
+	// The owner's commit comes while a registration is on its way to its own.
+	raw, err := json.Marshal(atcr.HoldCrew{Member: stranger.String(), Role: "member", Permissions: []string{"blob:read"}, AddedAt: timestamp(s.now())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rkey := syntax.RecordKey(atcr.CrewRkey(stranger.String()))
+	s.following.mu.Lock()
+	s.following.registering = map[syntax.RecordKey]awaited[syntax.DID]{rkey: {stranger, raw}}
+	s.following.mu.Unlock()
+	if a := s.addCrew(t, owner, stranger, "blob:write"); a.status != 200 {
+		t.Fatal(a.body)
+	}
+	member(stranger)
+	// It comes after the idle were looked for.
+	if a := s.call(t, reader, atcr.HoldRequestCrewNSID, atcr.HoldRequestCrewInput{}); a.status != 200 {
+		t.Fatal(a.body)
+	}
+	if _, err := s.setMember(t.Context(), reader, []string{"blob:read"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.removeRegistered(t.Context(), []syntax.DID{reader}); err != nil {
+		t.Fatal(err)
+	}
+	member(reader)
+}
+
 // Would catch somebody's data that an export leaves out or a deletion leaves behind, and another's that it takes.
 func TestUserData(t *testing.T) {
 	t.Parallel()
@@ -184,6 +223,36 @@ func TestQuotas(t *testing.T) {
 	}
 	if a := s.send(t, http.MethodGet, "/xrpc/io.atcr.hold.listTiers", "", nil); !strings.Contains(a.body, `[{"name":"free","quotaBytes":1000,"quotaFormatted":"1 KB","scanOnPush":false},{"name":"pro"`) {
 		t.Errorf("%s", a.body)
+	}
+}
+
+// Would catch an upload that is free for a while because it was completed while somebody counted.
+func TestCompletedWhileCounted(t *testing.T) {
+	t.Parallel()
+	s := startHold(t, newPeople(t), open)
+	s.push(t, stranger, []byte("ten bytes."))
+	s.quota.mu.Lock()
+	clear(s.quota.used) // time passes
+	s.quota.all = openUse{}
+	s.quota.mu.Unlock()
+	s.quota.read = func() { s.quota.stored(stranger, 7) }
+	if used, err := s.quota.usage(t.Context(), stranger); err != nil || used != 10 {
+		t.Fatalf("%d, %v", used, err)
+	}
+	s.quota.mu.Lock()
+	if u, ok := s.quota.used[stranger]; ok {
+		t.Errorf("what was read before an upload is remembered: %+v", u)
+	}
+	s.quota.mu.Unlock()
+	if used, err := s.quota.openUsage(t.Context(), reader); err != nil || used != 17 {
+		t.Errorf("all people's: %d, %v", used, err)
+	}
+	s.quota.read = nil
+	if used, err := s.quota.usage(t.Context(), stranger); err != nil || used != 10 {
+		t.Fatalf("%d, %v", used, err)
+	}
+	if _, ok := s.quota.used[stranger]; !ok {
+		t.Error("it is read each time")
 	}
 }
 

@@ -41,7 +41,7 @@ func (h *Hold) publishCounts(ctx context.Context) (n int, err error) {
 	if err != nil || len(pending) == 0 {
 		return 0, err
 	}
-	counts := make(map[syntax.RecordKey]ledger.Counts, len(pending))
+	counts := make(map[syntax.RecordKey]awaited[ledger.Counts], len(pending))
 	writes := make([]pds.Write, 0, len(pending))
 	for _, c := range pending {
 		rkey := syntax.RecordKey(atcr.StatsRkey(c.Owner.String(), c.Repository))
@@ -61,7 +61,7 @@ func (h *Hold) publishCounts(ctx context.Context) (n int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		counts[rkey] = c
+		counts[rkey] = awaited[ledger.Counts]{c, raw}
 		writes = append(writes, pds.Write{Action: pds.Put, Collection: atcr.HoldStatsNSID, Rkey: rkey, Value: raw})
 	}
 	h.following.mu.Lock()
@@ -87,6 +87,18 @@ func (h *Hold) stats(ctx context.Context, rkey syntax.RecordKey) (stats atcr.Hol
 	return stats, err
 }
 
+// imageCame forgets what is remembered of a config blob.
+func (h *Hold) imageCame(config oci.Digest) {
+	h.images.Add(1)
+	h.configs.Remove(config)
+}
+
+// imagesWent forgets what is remembered of all config blobs: whose image one was is not said when it goes.
+func (h *Hold) imagesWent() {
+	h.images.Add(1)
+	h.configs.Purge()
+}
+
 // countPull counts a config blob that was handed out as a pull of the images that have it, once an address
 // and hour: where no trusted AppView tells of pulls, this is what a hold sees of them.
 func (h *Hold) countPull(r *http.Request, digest oci.Digest) {
@@ -96,11 +108,15 @@ func (h *Hold) countPull(r *http.Request, digest oci.Digest) {
 	manifests, ok := h.configs.Get(digest)
 	if !ok {
 		var err error
+		images := h.images.Load()
 		if manifests, err = h.ledger.ConfigOf(r.Context(), digest); err != nil {
 			h.log.Warn("count a pull", "error", err)
 			return
 		}
 		h.configs.Add(digest, manifests)
+		if h.images.Load() != images {
+			h.configs.Remove(digest)
+		}
 	}
 	if len(manifests) != 1 { // of several images nobody knows which was pulled
 		return
@@ -119,6 +135,9 @@ func (h *Hold) countPull(r *http.Request, digest oci.Digest) {
 		return
 	}
 	if _, err := h.ledger.Pull(r.Context(), m.Owner, m.Repository, 1); err != nil {
+		h.recentMu.Lock()
+		h.pullers.Remove(key)
+		h.recentMu.Unlock()
 		h.log.Warn("count a pull", "error", err)
 	}
 }

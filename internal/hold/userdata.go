@@ -189,6 +189,7 @@ func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 	}
 	late.addTo(&out)
 	h.quota.forget(caller)
+	h.imagesWent()
 	xrpc.WriteJSON(w, http.StatusOK, out)
 	return nil
 }

@@ -244,5 +244,6 @@ func (h *Hold) adopt(ctx context.Context, w *witness, did syntax.DID, i *invento
 	if err := h.putLayers(ctx, did, uri, blobs); err != nil {
 		return err
 	}
+	defer h.imageCame(m.Config)
 	return h.ledger.Push(ctx, m, uri, false)
 }
