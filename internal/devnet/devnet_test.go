@@ -376,7 +376,7 @@ func TestFaults(t *testing.T) {
 		}},
 	} {
 		i := n.PDS.Inject(Method(nsid), c.fault)
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		if name == "slow" {
 			cancel()
 			ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)

@@ -19,7 +19,7 @@ func soon(t *testing.T, fn func()) {
 	go func() { defer close(done); fn() }()
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the repo takes no writes any more")
 	}
 }

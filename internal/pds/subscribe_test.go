@@ -106,7 +106,7 @@ func (s *subscription) next(t testing.TB) message {
 
 func (s *subscription) read(t testing.TB) (message, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	kind, frame, err := s.conn.Read(ctx)
 	if err != nil {
@@ -292,7 +292,7 @@ func TestSubscriberCap(t *testing.T) {
 	if err := one.conn.Close(websocket.StatusNormalClosure, ""); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for status, err := dial(); err != nil; status, err = dial() { // its place is free a moment later
 		if ctx.Err() != nil {
@@ -414,7 +414,7 @@ func TestConsumerTooSlow(t *testing.T) {
 	t.Cleanup(w.host.Close)
 	slow := s.subscribe(t, "?cursor=0").conn
 	read := func() ([]byte, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		_, frame, err := slow.Read(ctx)
 		return frame, err
