@@ -86,8 +86,8 @@ generated:
 	if [ "$$before" != "$(GENERATED)" ]; then echo "generated files were out of date; they are fresh now: commit them"; exit 1; fi
 
 .PHONY: bench
-bench: build ## measure against distribution and the reference PDS on this machine
-	@$(INSTALL) registry versitygw devnet
+bench: build ## measure against other registries and the reference PDS on this machine
+	@$(INSTALL) $$($(INSTALL) --bench)
 	$(GO) run ./test/bench $(ARGS)
 
 .PHONY: fuzz

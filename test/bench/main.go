@@ -1,9 +1,10 @@
-// Command bench measures ATCR beside its peers, distribution and the reference PDS, in one run on one machine, and prints the
-// figures as Markdown. What it measures: layer pushes to a folder, peak memory under many of them, S3
-// requests, small pushes, manifest and blob reads, a thousand pulls at once, commits to a hold's
-// repo, that repo beside the reference PDS, and a hold by itself.
+// Command bench measures ATCR beside its peers in one run on one machine, and prints the figures as Markdown. The
+// peers are the registries that can be had as Go modules and keep what they take (distribution 3 and 2), and the
+// reference PDS; crane's in-memory registry is shown beside them. What it measures: layer pushes to a folder, peak
+// memory under many of them, S3 requests, small pushes, manifest and blob reads, a thousand pulls at once, commits
+// to a hold's repo, that repo beside the reference PDS, and a hold by itself.
 //
-// It needs bin/atcr-hold and bin/atcr-appview (make build) and the components of the tests (make components).
+// It needs bin/atcr-hold and bin/atcr-appview (make build) and components, which make bench installs.
 package main
 
 import (
@@ -87,8 +88,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	b.stoppers = append(b.stoppers, b.network.Close)
 	b.alice = b.network.Accounts[0]
 
-	b.printf("# Benchmarks\n\n`make bench` prints this page anew: one run, each figure beside its peer.\n\n%s, %d cores, %s, %s/%s. Peer: distribution 3.1.2, same machine, same run; medians of %d rounds.\n",
-		time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH, b.rounds)
+	b.printf("# Benchmarks\n\n`make bench` prints this page anew: one run, each figure beside its peer.\n\n%s, %d cores, %s, %s/%s. All on the same machine, in the same run; medians of %d rounds.\n%s",
+		time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH, b.rounds, aboutPeers)
 	known := map[string]bool{}
 	for _, s := range sections {
 		known[s.name] = true

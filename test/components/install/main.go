@@ -1,6 +1,6 @@
 // Command install installs the servers and clients that the tests use: those that its arguments name, or all
 // that `make test` needs. What is there already is left alone. `install --path NAME` prints where one lies, and
-// `install --clients` names those that `make test-clients` needs.
+// `install --clients` and `install --bench` name those that `make test-clients` and `make bench` need.
 package main
 
 import (
@@ -33,6 +33,10 @@ func run(ctx context.Context, args []string) error {
 	}
 	if len(args) == 1 && args[0] == "--clients" {
 		fmt.Println(strings.Join(append(toolbox.Clients(), "dockerd", "skopeo", "crane", "regctl", "registry"), " "))
+		return nil
+	}
+	if len(args) == 1 && args[0] == "--bench" {
+		fmt.Println(strings.Join(toolbox.Bench(), " "))
 		return nil
 	}
 	if len(args) == 0 {

@@ -40,6 +40,12 @@ func Install(ctx context.Context, out io.Writer, names []string) error {
 	if err != nil {
 		return err
 	}
+	var own []string
+	for _, name := range names {
+		if _, err := Path(name); workspaces[name] && errors.Is(err, ErrMissing) {
+			own = append(own, name)
+		}
+	}
 	var wg sync.WaitGroup
 	var debianErr, npmErr, buildErr error
 	wg.Go(func() {
@@ -57,6 +63,9 @@ func Install(ctx context.Context, out io.Writer, names []string) error {
 	})
 	for _, m := range builds {
 		buildErr = errors.Join(buildErr, in.build(ctx, m))
+	}
+	for _, name := range own {
+		buildErr = errors.Join(buildErr, in.workspace(ctx, name))
 	}
 	wg.Wait()
 	return errors.Join(debianErr, npmErr, buildErr)
@@ -134,6 +143,26 @@ func (in *installer) build(ctx context.Context, m module) error {
 			return fmt.Errorf("%s was built from %s %s, not from %s", m.name, info.Main.Path, info.Main.Sum, m.sum)
 		}
 		return nil
+	})
+}
+
+// workspace builds the program of a folder with a go.mod of its own. Its main.go.txt becomes main.go where it is built:
+// under its own name it would be of no module of the project's.
+func (in *installer) workspace(ctx context.Context, name string) error {
+	final, err := workspaceDir(in.cache, name)
+	if err != nil {
+		return err
+	}
+	env := append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
+	return in.whole(final, func(dir string) error {
+		source := filepath.Join(dir, "source")
+		if err := os.CopyFS(source, os.DirFS(sources(in.cache, name))); err != nil {
+			return err
+		}
+		if err := os.Rename(filepath.Join(source, "main.go.txt"), filepath.Join(source, "main.go")); err != nil {
+			return err
+		}
+		return in.run(ctx, source, env, name, "go", "build", "-o", filepath.Join(dir, name), ".")
 	})
 }
 

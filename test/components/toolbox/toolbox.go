@@ -36,6 +36,12 @@ var modules = []module{
 	{"golangci-lint", "github.com/golangci/golangci-lint/v2", "/cmd/golangci-lint", "v2.15.0", "h1:w94zf8HAYI7hm3164kwKsvZRuqXvY+YxeFoTbu1OLg8="},
 }
 
+// workspaces are folders beside this one with a go.mod of their own, whose go.sum pins everything that their program
+// is built from.
+var workspaces = map[string]bool{
+	"registry2": true, // the previous generation of registry
+}
+
 // cgo are those modules that have SQLite in C.
 var cgo = map[string]bool{"tap": true}
 
@@ -86,7 +92,12 @@ func Version(name string) string {
 	return ""
 }
 
-// Default is what `make test` and `make bench` need: everything but the linter and Clients.
+// Bench is what `make bench` needs.
+func Bench() []string {
+	return []string{"registry", "registry2", "crane", "versitygw", "devnet"}
+}
+
+// Default is what `make test` needs: everything but the linter, Clients, and what only Bench has.
 func Default() []string {
 	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "chromium", "devnet", "reference", "previous", "postgres", "crane", "regctl", "versitygw", "registry", "conformance", "tap"}
 }
@@ -107,6 +118,12 @@ func Path(name string) (string, error) {
 	switch i := slices.IndexFunc(modules, func(m module) bool { return m.name == name }); {
 	case i >= 0:
 		path = filepath.Join(modules[i].dir(cache), name)
+	case workspaces[name]:
+		dir, err := workspaceDir(cache, name)
+		if err != nil {
+			return "", err
+		}
+		path = filepath.Join(dir, name)
 	case name == "node":
 		path = filepath.Join(nodeDir(cache), "bin", "node")
 	case debian[name] != nil:
@@ -182,6 +199,23 @@ func projectDir(cache, project string) (string, error) {
 		return "", err
 	}
 	return filepath.Join(cache, fmt.Sprintf("%s@%.6x", project, sha256.Sum256(append(lock, nodeVersion...)))), nil
+}
+
+// workspaceDir is named after the workspace's files, so that a changed one is built anew.
+func workspaceDir(cache, name string) (string, error) {
+	h := sha256.New()
+	files, err := filepath.Glob(filepath.Join(sources(cache, name), "*"))
+	if err != nil {
+		return "", err
+	}
+	for _, file := range files { // sorted
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		_, _ = h.Write(raw) // never fails
+	}
+	return filepath.Join(cache, fmt.Sprintf("%s@%.6x", name, h.Sum(nil))), nil
 }
 
 // cacheDir is .cache/components of the checkout that holds the working directory.

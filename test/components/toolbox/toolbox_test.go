@@ -136,3 +136,33 @@ func TestNeedsAreKnown(t *testing.T) {
 		}
 	}
 }
+
+// Would catch a program that is built from another folder or go.mod than its own, that is built twice, or not anew
+// with another go.sum.
+func TestWorkspace(t *testing.T) {
+	cache := checkout(t, map[string]string{"go": `[ -e main.go ] && [ -e go.mod ] && cat go.sum main.go > "$3"`})
+	source := sources(cache, "registry2")
+	if err := os.MkdirAll(source, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, sum := range []string{"one ", "two "} {
+		for name, text := range map[string]string{"go.mod": "module", "go.sum": sum, "main.go.txt": "main"} {
+			if err := os.WriteFile(filepath.Join(source, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, built := range []bool{true, false} {
+			said, err := install(t, "registry2")
+			if err != nil || strings.Contains(said, "installed registry2") != built {
+				t.Errorf("with %q: %q, %v; want it built: %v", sum, said, err, built)
+			}
+		}
+		path, err := Path("registry2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != sum+"main" {
+			t.Errorf("the program is %q, %v, want that of %q", got, err, sum)
+		}
+	}
+}
