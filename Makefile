@@ -41,6 +41,12 @@ test-clients: ## ten container clients, unmodified; ARGS=-write writes docs/clie
 	@$(INSTALL) $$($(INSTALL) --clients)
 	CGO_ENABLED=0 $(GO) test -timeout 20m -count 1 ./test/clients $(if $(ARGS),-args $(ARGS))
 
+.PHONY: test-minio
+test-minio: components ## what concerns S3, on MinIO instead of versitygw
+	@$(INSTALL) minio
+	ATCR_TEST_S3=minio $(GO) test -timeout 20m -count 1 ./internal/blobstore/s3 ./internal/hold ./cmd/atcr-hold
+	ATCR_TEST_S3=minio CGO_ENABLED=1 $(GO) test -timeout 20m -count 1 -run '(TestClients|TestBytes)/s3' $(E2E)
+
 .PHONY: check
 check: gofmt vet lint generated quick ## what a commit must pass, in two minutes
 

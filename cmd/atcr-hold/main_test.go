@@ -82,7 +82,7 @@ func get(t *testing.T, url string) (int, string) {
 // The four kinds of hold start as the README writes them, and their captain record says what they allow.
 func TestKinds(t *testing.T) {
 	t.Parallel()
-	s3 := components.StartVersityGW(t)
+	s3 := components.StartS3(t)
 	storage := func(bucket string) []string {
 		s3.CreateBucket(t, bucket)
 		return []string{"S3_ENDPOINT=" + s3.Endpoint, "S3_BUCKET=" + bucket, "AWS_ACCESS_KEY_ID=" + s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s3.SecretKey}
@@ -138,7 +138,7 @@ func TestKinds(t *testing.T) {
 // Would catch a start that fails late, or says nothing of what to do.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
-	s3 := components.StartVersityGW(t)
+	s3 := components.StartS3(t)
 	base := []string{"HOLD_PUBLIC_URL=http://127.0.0.1:1", "HOLD_SERVER_ADDR=127.0.0.1:0", "HOLD_OWNER=did:plc:x", "HOLD_DATABASE_DIR=" + t.TempDir()}
 	for name, test := range map[string]struct {
 		args    []string

@@ -25,7 +25,7 @@ func examine(t *testing.T, s *server) (said string, healthy bool) {
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	p := newPeople(t)
-	storage := components.StartVersityGW(t)
+	storage := components.StartS3(t)
 	storage.CreateBucket(t, "blobs")
 	for name, change := range map[string]func(*Config){
 		"folder": open,

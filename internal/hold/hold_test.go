@@ -266,7 +266,7 @@ func TestPermissions(t *testing.T) {
 	table := map[syntax.DID]cell{
 		nobody: {"bc", ""}, stranger: {"obc", "oc"}, refused: {"bc", ""}, reader: {"pobc", "oc"}, writer: {"pobc", "pobc"}, admin: {"pobc", "pobc"}, owner: {"pobc", "pobc"},
 	}
-	storage := components.StartVersityGW(t)
+	storage := components.StartS3(t)
 	storage.CreateBucket(t, "blobs")
 	for name, set := range map[string][2]bool{
 		"p": {false, false}, "o": {false, true}, "b": {true, false}, "c": {true, true}, // a folder

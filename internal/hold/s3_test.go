@@ -36,7 +36,7 @@ func countingProxy(t *testing.T, target string) (string, *atomic.Int64) {
 
 func startS3Hold(t *testing.T, change func(*Config)) (*server, *atomic.Int64) {
 	t.Helper()
-	storage := components.StartVersityGW(t)
+	storage := components.StartS3(t)
 	storage.CreateBucket(t, "blobs")
 	endpoint, requests := countingProxy(t, storage.Endpoint)
 	s := startHold(t, newPeople(t), func(c *Config) {

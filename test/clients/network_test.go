@@ -84,7 +84,7 @@ func startNetwork(t *testing.T, bucket bool, settings ...string) *network {
 // startStorage starts an S3 server whose presigned URLs lead past the witness, and returns the settings of a hold for it.
 func (n *network) startStorage(t *testing.T) []string {
 	t.Helper()
-	s3 := components.StartVersityGW(t)
+	s3 := components.StartS3(t)
 	s3.CreateBucket(t, "blobs")
 	front := s3.Front(t, func(r *http.Request) { n.witness.look("storage", r, "") })
 	return []string{

@@ -34,7 +34,7 @@ type TB interface {
 	TempDir() string
 }
 
-// Path is where the program of a component lies: crane, regctl, versitygw, registry, postgres, skopeo, docker,
+// Path is where the program of a component lies: crane, regctl, versitygw, minio, registry, postgres, skopeo, docker,
 // dockerd, strace, curl or node. A missing one fails the test.
 func Path(tb TB, name string) string {
 	tb.Helper()

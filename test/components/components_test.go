@@ -38,9 +38,9 @@ func TestPrograms(t *testing.T) {
 }
 
 // Would catch an S3 server without buckets, or one that lets anybody in.
-func TestVersityGW(t *testing.T) {
+func TestS3(t *testing.T) {
 	t.Parallel()
-	s3 := StartVersityGW(t)
+	s3 := StartS3(t)
 	s3.CreateBucket(t, "bucket")
 	client, want := s3.Client(t), []byte("some bytes")
 	if _, err := client.PutObject(t.Context(), "bucket", "a/key", bytes.NewReader(want), int64(len(want)), minio.PutObjectOptions{}); err != nil {
@@ -157,7 +157,7 @@ func TestDockerd(t *testing.T) {
 // Would catch a configuration that the registry does not accept, on S3 or on a folder.
 func TestDistribution(t *testing.T) {
 	t.Parallel()
-	s3 := StartVersityGW(t)
+	s3 := StartS3(t)
 	s3.CreateBucket(t, "registry")
 	for name, registry := range map[string]*Distribution{"filesystem": StartDistribution(t, nil, ""), "s3": StartDistribution(t, s3, "registry")} {
 		image := filepath.Join(t.TempDir(), "layer.tar")

@@ -38,7 +38,7 @@ type people struct {
 // processes are one AppView, and get the requests in turn.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	s3 := components.StartVersityGW(t)
+	s3 := components.StartS3(t)
 	for i, c := range []struct{ storage, uploads, database, pds string }{
 		{"folder", "always", "SQLite", "ours"}, {"folder", "never", "PostgreSQL", "ours"},
 		{"S3 presigned", "always", "PostgreSQL", "ours"}, {"S3 presigned", "never", "SQLite", "ours"},

@@ -167,7 +167,7 @@ func startNetworkAt(t *testing.T, pds *components.PDS, driver string) *network {
 	case "full disk":
 		publicStorage[1] = "STORAGE_ROOT_DIR=" + smallDisk(t)
 	case "s3":
-		s3 := components.StartVersityGW(t)
+		s3 := components.StartS3(t)
 		s3.CreateBucket(t, "blobs")
 		publicStorage = []string{
 			"STORAGE_DRIVER=s3", "S3_ENDPOINT=" + s3.Endpoint, "S3_BUCKET=blobs",

@@ -21,7 +21,7 @@ import (
 // bucket is a real S3 server, which checks signatures, with one bucket.
 func bucket(t *testing.T) s3.Config {
 	t.Helper()
-	server := components.StartVersityGW(t)
+	server := components.StartS3(t)
 	server.CreateBucket(t, "blobs")
 	return s3.Config{
 		Endpoint: server.Endpoint, Region: "us-east-1", Bucket: "blobs", AccessKeyID: server.AccessKey, SecretAccessKey: server.SecretKey,

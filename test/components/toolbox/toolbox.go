@@ -27,6 +27,7 @@ var modules = []module{
 	{"crane", "github.com/google/go-containerregistry", "/cmd/crane", "v0.22.1", "h1:RZuuSYhTvlDvtsK+NkutoCZ//C0X2ebLK8X8l3ULs84="},
 	{"regctl", "github.com/regclient/regclient", "/cmd/regctl", "v0.11.7", "h1:Jsjlnd0ZQ2Blh0vaJtxJ0pU549VajvZ6BTL/4R7noMo="},
 	{"versitygw", "github.com/versity/versitygw", "/cmd/versitygw", "v1.8.0", "h1:au+wI+aybno/STsQiSm35Uu6Q6iK5MWReQxgO6SEMFc="},
+	{"minio", "github.com/minio/minio", "", "v0.0.0-20260212201848-7aac2a2c5b7c", "h1:/qdoYujxF5MBLDMVLeiYJ/7fBa1HikX39Dvzb9Ji8pA="},
 	{"registry", "github.com/distribution/distribution/v3", "/cmd/registry", "v3.1.2", "h1:/Bv2YIqqSR00HiO49FT93hovy6r9IlrzwUDsJjCN5qg="},
 	{"conformance", "github.com/opencontainers/distribution-spec/conformance", "", "v0.0.0-20260831232431-97274622c111", "h1:ppZPU0CrEPzyJhVggYwUIZrqh0w2lIT0esw+9ABNPA4="},
 	{"oras", "oras.land/oras", "/cmd/oras", "v1.3.6", "h1:Lhsfr2tQLjsu/+CJZp6vYatwKT+62fbIUTlp4lUrfOA="},
@@ -94,7 +95,7 @@ func Version(name string) string {
 
 // Bench is what `make bench` needs.
 func Bench() []string {
-	return []string{"registry", "registry2", "crane", "versitygw", "devnet"}
+	return []string{"registry", "registry2", "crane", "versitygw", "minio", "devnet"}
 }
 
 // Default is what `make test` needs: everything but the linter, Clients, and what only Bench has.

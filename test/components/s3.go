@@ -1,11 +1,14 @@
 package components
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"os/exec"
 
 	"github.com/minio/minio-go/v7"
@@ -17,24 +20,65 @@ import (
 type S3 struct {
 	Endpoint             string // http://localhost:PORT, path-style addressing
 	AccessKey, SecretKey string
-	Dir                  string // the server's folder, with one folder a bucket
+	Dir                  string // the server's folder
 }
 
-// StartVersityGW starts an S3 server on an empty folder. It has no bucket.
-func StartVersityGW(tb TB) *S3 {
+// StartS3 starts an S3 server on an empty folder: versitygw, or with ATCR_TEST_S3=minio MinIO, which `make test`
+// neither installs nor runs. It has no bucket.
+func StartS3(tb TB) *S3 {
 	tb.Helper()
-	port := FreePort(tb)
-	s := &S3{
-		Endpoint:  fmt.Sprintf("http://localhost:%d", port),
-		AccessKey: "access-key",
-		SecretKey: "secret-key",
-		Dir:       tb.TempDir(),
+	switch kind := os.Getenv("ATCR_TEST_S3"); kind {
+	case "", "versitygw":
+		return startVersityGW(tb)
+	case "minio":
+		return startMinIO(tb)
+	default:
+		tb.Fatalf("components: ATCR_TEST_S3 is versitygw or minio, not %q", kind)
+		return nil
 	}
-	address := fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+func startVersityGW(tb TB) *S3 {
+	tb.Helper()
+	s, address := newS3(tb)
 	cmd := exec.Command(Path(tb, "versitygw"), "--port", address, "--quiet", "posix", s.Dir)
 	cmd.Env = []string{"ROOT_ACCESS_KEY=" + s.AccessKey, "ROOT_SECRET_KEY=" + s.SecretKey}
 	start(tb, "versitygw", cmd).ready(tb, listens(address))
 	return s
+}
+
+func startMinIO(tb TB) *S3 {
+	tb.Helper()
+	s, address := newS3(tb)
+	cmd := exec.Command(Path(tb, "minio"), "server", "--quiet", "--address", address, "--console-address", fmt.Sprintf("127.0.0.1:%d", FreePort(tb)), s.Dir)
+	cmd.Env = []string{"MINIO_ROOT_USER=" + s.AccessKey, "MINIO_ROOT_PASSWORD=" + s.SecretKey, "MINIO_BROWSER=off", "HOME=" + tb.TempDir()}
+	start(tb, "minio", cmd).ready(tb, func(ctx context.Context) error { // it listens before it can
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint+"/minio/health/ready", nil)
+		if err != nil {
+			return err
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		if res.StatusCode != http.StatusOK {
+			err = fmt.Errorf("it answers %s", res.Status)
+		}
+		return errors.Join(err, res.Body.Close())
+	})
+	return s
+}
+
+// newS3 is a server that is to be started at the address.
+func newS3(tb TB) (s *S3, address string) {
+	tb.Helper()
+	port := FreePort(tb)
+	return &S3{
+		Endpoint:  fmt.Sprintf("http://localhost:%d", port),
+		AccessKey: "access-key",
+		SecretKey: "secret-key",
+		Dir:       tb.TempDir(),
+	}, fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // CreateBucket makes an empty bucket.
