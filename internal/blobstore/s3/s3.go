@@ -29,6 +29,8 @@ import (
 const (
 	// PartBytes is the size of every part but the last; R2 wants them equal. 10,000 parts make 78 GiB.
 	PartBytes = 8 << 20
+	// PartsInFlight is how many parts of one object are on their way at once.
+	PartsInFlight = 3
 	// defaultBuffers is how many parts are in memory at once, in the whole process.
 	defaultBuffers = 6
 	maxParts       = 10_000

@@ -2,6 +2,7 @@ package s3_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -342,5 +343,55 @@ func TestSlowSenders(t *testing.T) {
 	}
 	if _, err := os.Stat(c.SpoolDir); err != nil {
 		t.Error(err)
+	}
+}
+
+// Would catch a sender who waits while the storage begins the upload, and a last part that waits for those before it:
+// with a storage far away each is a round trip of nothing.
+func TestAtOnce(t *testing.T) {
+	t.Parallel()
+	patience, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	await := func(what string, c <-chan struct{}) error {
+		select {
+		case <-c:
+			return nil
+		case <-patience.Done():
+			return errors.New("nobody came to " + what)
+		}
+	}
+	taken, last := make(chan struct{}), make(chan struct{})
+	c := bucket(t)
+	c.Wrap = &transport{fault: func(r *http.Request, _ int64) (*http.Response, error) {
+		switch q := r.URL.Query(); {
+		case q.Has("uploads"):
+			return nil, await("send on while the upload begins", taken)
+		case q.Get("partNumber") == "3":
+			close(last)
+		case q.Has("partNumber"):
+			return nil, await("the last part", last)
+		}
+		return nil, nil
+	}}
+	data := make([]byte, 2*s3.PartBytes+s3.PartBytes/2)
+	s := open(t, c)
+	w, err := s.Create(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Close() }()
+	if _, err := w.ReadFrom(bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	close(taken)
+	if _, err := w.State(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	key, err := w.Commit(t.Context(), "large/data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size, err := s.Stat(t.Context(), key); err != nil || size != int64(len(data)) {
+		t.Errorf("the object has %d bytes, %v", size, err)
 	}
 }

@@ -19,15 +19,13 @@ import (
 	"atcr.io/internal/blobstore"
 )
 
-const (
-	chunkBytes  = 64 << 10 // read at a time, while a part buffer is not held by a sender who sends nothing
-	maxInFlight = 3        // parts of one writer that are on their way
-)
+// chunkBytes are read at a time, while a part buffer is not held by a sender who sends nothing.
+const chunkBytes = 64 << 10
 
 var errTailGone = fmt.Errorf("%w: the tail is gone", blobstore.ErrNotFound)
 
 // writer cuts the stream into parts. An object of one part is put at once by Commit; a longer one is a
-// multipart upload, begun when the second part begins.
+// multipart upload, begun when the second part begins, while bytes go on being taken.
 type writer struct {
 	store *Store
 	st    state
@@ -45,6 +43,7 @@ type writer struct {
 	resumed bool // by a later process, which does not know all that is in the spool folder
 	gone    bool // the tail's file is gone: an earlier Commit may have made the object
 
+	begun  chan struct{} // closed when there is an UploadID, or failed says why not; nil: nobody needs one yet
 	flight sync.WaitGroup
 	slots  chan struct{}
 	mu     sync.Mutex // of failed and st.Parts, while parts are in flight
@@ -59,7 +58,7 @@ func (s *Store) Create(_ context.Context, key string) (blobstore.Writer, error) 
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}
-	return &writer{store: s, st: state{ID: rand.Text(), Key: key}, slots: make(chan struct{}, maxInFlight)}, nil
+	return &writer{store: s, st: state{ID: rand.Text(), Key: key}, slots: make(chan struct{}, PartsInFlight)}, nil
 }
 
 // Resume needs the tail's file; parts are believed.
@@ -68,7 +67,7 @@ func (s *Store) Resume(_ context.Context, raw []byte) (blobstore.Writer, error) 
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{store: s, st: st, size: st.TailSize, slots: make(chan struct{}, maxInFlight)}
+	w := &writer{store: s, st: st, size: st.TailSize, slots: make(chan struct{}, PartsInFlight)}
 	for _, p := range st.Parts {
 		w.size += p.Size
 	}
@@ -228,6 +227,15 @@ func (w *writer) take(p []byte) (n int, err error) {
 
 // toSpool moves the tail from its buffer to its file.
 func (w *writer) toSpool() error {
+	if err := w.copyToSpool(); err != nil {
+		return err
+	}
+	w.dropBuffer()
+	return nil
+}
+
+// copyToSpool is toSpool that leaves the buffer to whoever sends it.
+func (w *writer) copyToSpool() error {
 	if w.tail == nil {
 		return nil
 	}
@@ -240,7 +248,6 @@ func (w *writer) toSpool() error {
 		return errors.Join(spoolError(err), f.Close())
 	}
 	w.spool, w.st.TailSize = f, int64(len(w.tail))
-	w.dropBuffer()
 	return nil
 }
 
@@ -310,34 +317,56 @@ func (w *writer) fail(err error) error {
 	return err
 }
 
-// begin makes the multipart upload when it is first needed. The context of a request must not end what
-// later ones go on with.
-func (w *writer) begin() error {
+// begin makes the multipart upload when it is first needed, in the background: the first part waits for it, the sender
+// does not.
+func (w *writer) begin() {
+	if w.begun != nil {
+		return
+	}
+	w.begun = make(chan struct{})
 	if w.st.UploadID != "" {
-		return nil
+		close(w.begun)
+		return
+	}
+	st := state{ID: w.st.ID, Key: w.st.Key} // the rest goes on changing
+	w.flight.Go(func() {
+		defer close(w.begun)
+		id, err := w.store.beginUpload(st)
+		if err != nil {
+			_ = w.fail(err)
+			return
+		}
+		w.st.UploadID = id // read by who waited for begun
+	})
+}
+
+// beginUpload makes the multipart upload of st, unless an earlier process did. It has a context of its own: that of a
+// request must not end what later ones go on with.
+func (s *Store) beginUpload(st state) (id string, err error) {
+	if id := s.begun(st); id != "" {
+		return id, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
-	if w.st.UploadID = w.store.begun(w.st); w.st.UploadID != "" {
-		return nil
+	if st.UploadID, err = s.newUpload(ctx, st.Key); err != nil {
+		return "", err
 	}
-	id, err := w.store.newUpload(ctx, w.st.Key)
-	if err != nil {
-		return w.fail(err)
-	}
-	w.st.UploadID = id
 	// A crash before the next State must not leave parts in the bucket of which nobody knows.
-	if err := os.WriteFile(w.store.begunFile(w.st), []byte(id), 0o600); err != nil {
-		return w.fail(errors.Join(spoolError(err), w.store.abort(ctx, w.st)))
+	if err := os.WriteFile(s.begunFile(st), []byte(st.UploadID), 0o600); err != nil {
+		return "", errors.Join(spoolError(err), s.abort(ctx, st))
 	}
-	return nil
+	return st.UploadID, nil
 }
+
+// multipart tells whether a part is on its way or there.
+func (w *writer) multipart() bool { return len(w.st.Parts) > 0 }
 
 // sendTail sends the full tail as the next part, in the background where it is in a buffer.
 func (w *writer) sendTail() error {
-	if err := errors.Join(w.failure(), w.begin()); err != nil {
+	if err := w.failure(); err != nil {
 		return err
 	}
+	w.begin()
 	w.mu.Lock()
 	number := len(w.st.Parts) + 1
 	w.st.Parts = append(w.st.Parts, part{Size: w.tailLen()})
@@ -382,6 +411,12 @@ func (w *writer) finish(number int, p part) {
 }
 
 func (w *writer) sendPart(number int, body io.Reader, size int64) (part, error) {
+	if w.begun != nil {
+		<-w.begun
+	}
+	if err := w.failure(); err != nil {
+		return part{}, err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
 	sent, err := w.store.core.PutObjectPart(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, number, body, size,
@@ -393,23 +428,13 @@ func (w *writer) sendPart(number int, body io.Reader, size int64) (part, error) 
 // the tail is sent ahead too, so that Commit has nothing left to send; but only once it has doubled, so that
 // many small steps do not send it many times.
 func (w *writer) State(context.Context) ([]byte, error) {
-	w.flight.Wait()
-	if err := w.failure(); err != nil {
-		return nil, err
-	}
 	if w.gone {
 		return nil, errTailGone
 	}
-	if w.tailLen() > 0 && w.tailSent == nil && w.st.UploadID != "" && w.tailLen() >= 2*w.ahead {
-		p, err := w.sendPart(len(w.st.Parts)+1, w.tailReader(), w.tailLen())
-		if err != nil {
-			return nil, w.fail(err)
-		}
-		w.tailSent, w.ahead = &p, w.tailLen()
+	if err := w.settle(w.tailLen() >= 2*w.ahead, w.copyToSpool); err != nil {
+		return nil, w.fail(err)
 	}
-	if err := w.toSpool(); err != nil {
-		return nil, err
-	}
+	w.dropBuffer()
 	if old := w.kept[0]; w.kept[1] != w.st.Tail {
 		w.kept = [2]string{w.kept[1], w.st.Tail}
 		if err := w.dropTail(old); err != nil {
@@ -418,6 +443,29 @@ func (w *writer) State(context.Context) ([]byte, error) {
 	}
 	w.st.Boot = blobstore.BootID()
 	return json.Marshal(w.st)
+}
+
+// settle waits for the parts on their way. Beside them it sends the tail where that is to be the last part (and send
+// says so), and calls meanwhile.
+func (w *writer) settle(send bool, meanwhile func() error) error {
+	if err := w.failure(); err != nil {
+		return err
+	}
+	var sent part
+	var sendErr error
+	if send = send && w.multipart() && w.tailLen() > 0 && w.tailSent == nil; send {
+		number, body, size := len(w.st.Parts)+1, w.tailReader(), w.tailLen()
+		w.flight.Go(func() { sent, sendErr = w.sendPart(number, body, size) })
+	}
+	err := meanwhile()
+	w.flight.Wait()
+	if err := errors.Join(w.failure(), sendErr, err); err != nil {
+		return err
+	}
+	if send {
+		w.tailSent, w.ahead = &sent, w.tailLen()
+	}
+	return nil
 }
 
 func (w *writer) tailReader() io.Reader {
@@ -432,13 +480,12 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 	if err := checkKey(final); err != nil {
 		return "", err
 	}
-	w.flight.Wait()
 	if err := w.failure(); err != nil {
 		return "", err
 	}
 	if w.gone {
 		key := w.st.Key
-		if w.st.UploadID == "" {
+		if !w.multipart() {
 			key = final
 		}
 		if !w.committed(ctx, key) {
@@ -446,18 +493,14 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 		}
 		return key, w.done(ctx)
 	}
-	if w.st.UploadID == "" {
+	if !w.multipart() {
 		return final, w.putWhole(ctx, final)
 	}
-	if w.tailLen() > 0 && w.tailSent == nil {
-		p, err := w.sendPart(len(w.st.Parts)+1, w.tailReader(), w.tailLen())
+	if err := w.settle(true, func() error { return nil }); err != nil {
 		if errors.Is(err, blobstore.ErrNotFound) && w.committed(ctx, w.st.Key) {
 			return w.st.Key, w.done(ctx)
 		}
-		if err != nil {
-			return "", w.fail(err)
-		}
-		w.tailSent = &p
+		return "", w.fail(err)
 	}
 	parts := w.st.Parts
 	if w.tailLen() > 0 {
