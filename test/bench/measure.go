@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -33,50 +32,51 @@ type target struct {
 	process       *process
 }
 
-// pushTargets are the peer, the hold itself, and the hold through the AppView, started anew for a section.
-func (b *bench) pushTargets(ctx context.Context, section string, s3 bool) ([]target, error) {
-	suffix, holdEnv := "-"+section+"-folder", []string(nil)
+// pushTargets are the peer, the hold itself, and the hold through the AppView, started anew for a section. storages are
+// the hold's and the peer's, none where storage is folder.
+func (b *bench) pushTargets(ctx context.Context, section, storage string) (targets []target, storages []*s3Server, err error) {
+	suffix, holdEnv := "-"+section+"-"+storage, []string(nil)
 	var peerS3 *s3Server
-	if s3 {
-		suffix = "-" + section + "-s3"
-		storage, err := b.startS3(ctx, "versitygw-hold"+suffix)
+	if storage != folder {
+		own, err := b.startS3(ctx, storage, storage+"-hold"+suffix)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		holdEnv = storage.holdEnv(storage.url)
-		if peerS3, err = b.startS3(ctx, "versitygw-peer"+suffix); err != nil {
-			return nil, err
+		holdEnv = own.holdEnv(own.url)
+		if peerS3, err = b.startS3(ctx, storage, storage+"-peer"+suffix); err != nil {
+			return nil, nil, err
 		}
+		storages = []*s3Server{own, peerS3}
 	}
 	peer, err := b.startDistribution(ctx, "distribution"+suffix, peerS3)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	h, err := b.startHold(ctx, "hold"+suffix, holdEnv...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	appview, err := b.startAppView(ctx, "appview"+suffix, h)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	service, err := b.serviceToken(ctx, h)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	token, err := registryToken(ctx, appview, b.alice, "repository:alice.test/bench:pull,push")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return []target{
 		{"distribution", registryUpload(peer.url, "alice.test/bench", ""), "", peer},
 		{"hold, uploadUrl", b.holdUpload(h, service), "", h.process},
 		{"through the AppView", registryUpload(appview.url, "alice.test/bench", token), token, appview},
-	}, nil
+	}, storages, nil
 }
 
 func benchPush(ctx context.Context, b *bench) error {
-	targets, err := b.pushTargets(ctx, "push", false)
+	targets, _, err := b.pushTargets(ctx, "push", folder)
 	if err != nil {
 		return err
 	}
@@ -120,12 +120,7 @@ func benchPush(ctx context.Context, b *bench) error {
 				pushes[i] = append(pushes[i], p)
 			}
 		}
-		times := func(i int, of func(pushed) time.Duration) (out []time.Duration) {
-			for _, p := range pushes[i] {
-				out = append(out, of(p))
-			}
-			return out
-		}
+		times := func(i int, of func(pushed) time.Duration) []time.Duration { return durations(pushes[i], of) }
 		total := func(p pushed) time.Duration { return p.Total }
 		for i, t := range targets {
 			final, last := times(i, func(p pushed) time.Duration { return p.Final }), times(i, func(p pushed) time.Duration { return p.Last })
@@ -155,8 +150,8 @@ func (b *bench) dropFiles(size int64) error {
 
 func benchMemory(ctx context.Context, b *bench) error {
 	b.printf("\n## 16 parallel pushes of 256 MiB\n\n| storage | target | process | peak memory | MB/s | slowest final PUT |\n|---|---|---|---|---|---|\n")
-	for _, s3 := range []bool{false, true} {
-		targets, err := b.pushTargets(ctx, "memory", s3)
+	for _, storage := range []string{folder, versitygw, minIO} {
+		targets, storages, err := b.pushTargets(ctx, "memory", storage)
 		if err != nil {
 			return err
 		}
@@ -185,9 +180,19 @@ func benchMemory(ctx context.Context, b *bench) error {
 				if err != nil {
 					return err
 				}
-				b.printf("| %s | %s | %s | %d MB | %.0f | %s |\n", map[bool]string{false: "folder", true: "S3"}[s3], t.name, strings.TrimSuffix(strings.TrimSuffix(p.name, "-memory-folder"), "-memory-s3"), peak/1e6,
+				b.printf("| %s | %s | %s | %d MB | %.0f | %s |\n", storage, t.name, shortName(p), peak/1e6,
 					float64(len(layers))*256*1.048576/total.Seconds(), worst.Round(time.Millisecond))
 			}
+			err = b.dropFiles(layers[0].size)
+			for _, s := range storages {
+				err = errors.Join(err, s.clear(ctx))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		for _, s := range storages {
+			s.pause()
 		}
 	}
 	return nil
@@ -195,7 +200,7 @@ func benchMemory(ctx context.Context, b *bench) error {
 
 // benchS3Requests counts what a 1 KiB blob costs at the storage.
 func benchS3Requests(ctx context.Context, b *bench) error {
-	storage, err := b.startS3(ctx, "versitygw-count")
+	storage, err := b.startS3(ctx, versitygw, "versitygw-count")
 	if err != nil {
 		return err
 	}

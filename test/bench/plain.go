@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -89,30 +88,4 @@ func (s *plainServer) take(r *http.Request) (int, error) {
 		return http.StatusCreated, errors.Join(s.file.Sync(), s.file.Close())
 	}
 	return http.StatusOK, nil
-}
-
-// benchPushS3 pushes one large layer where the storage is S3.
-func benchPushS3(ctx context.Context, b *bench) error {
-	targets, err := b.pushTargets(ctx, "push", true)
-	if err != nil {
-		return err
-	}
-	const size = 1 << 30
-	b.printf("\n## Pushing one layer, storage is S3\n\nThe same, to versitygw on the same machine; wanted: ≥3×.\n\n| layer | target | MB/s | of distribution | final PUT |\n|---|---|---|---|---|\n")
-	times, finals := make([][]time.Duration, len(targets)), make([][]time.Duration, len(targets))
-	for round := range b.rounds {
-		for i, t := range targets {
-			l := newLayer(size, uint64(20_000+10*round+i))
-			syscall.Sync()
-			p, err := push(ctx, t.begin, l, t.authorization)
-			if err = errors.Join(err, b.dropFiles(size)); err != nil {
-				return fmt.Errorf("%s: %w", t.name, err)
-			}
-			times[i], finals[i] = append(times[i], p.Total), append(finals[i], p.Final)
-		}
-	}
-	for i, t := range targets {
-		b.printf("| %d MiB | %s | %.0f | %.2f× | %s |\n", size>>20, t.name, size/1e6/median(times[i]).Seconds(), median(times[0]).Seconds()/median(times[i]).Seconds(), short(median(finals[i])))
-	}
-	return nil
 }

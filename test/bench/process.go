@@ -66,6 +66,9 @@ func (p *process) stop() error {
 	return p.log.Close()
 }
 
+// pause keeps a process from working until stop.
+func (p *process) pause() { _ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGSTOP) } // it may have ended
+
 // peakMemory is the process's largest resident set so far, in bytes.
 func (p *process) peakMemory() (int64, error) { return p.memory("VmHWM:") }
 

@@ -85,11 +85,11 @@ func benchRead(ctx context.Context, b *bench) error {
 
 // readRows starts every server, pushes the same small image to each, and says what is read of them.
 func (b *bench) readRows(ctx context.Context) (rows []*readRow, ours []*process, err error) {
-	storage, err := b.startS3(ctx, "versitygw-read")
+	storage, err := b.startS3(ctx, versitygw, "versitygw-read")
 	if err != nil {
 		return nil, nil, err
 	}
-	peerStorage, err := b.startS3(ctx, "versitygw-read-peer")
+	peerStorage, err := b.startS3(ctx, versitygw, "versitygw-read-peer")
 	if err != nil {
 		return nil, nil, err
 	}

@@ -15,38 +15,6 @@ import (
 	"atcr.io/test/components/toolbox"
 )
 
-// s3Server is a versitygw with one bucket.
-type s3Server struct {
-	*process
-	key, secret string
-}
-
-const bucket = "blobs"
-
-func (b *bench) startS3(ctx context.Context, name string) (*s3Server, error) {
-	program, err := toolbox.Path("versitygw")
-	if err != nil {
-		return nil, err
-	}
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	root := filepath.Join(b.dir, name)
-	if err := os.MkdirAll(filepath.Join(root, bucket), 0o755); err != nil { // a folder is a bucket
-		return nil, err
-	}
-	s := &s3Server{key: "benchkey", secret: "benchsecret"}
-	address := fmt.Sprintf("127.0.0.1:%d", port)
-	s.process, err = start(ctx, b.dir, name, "http://"+address, "http://"+address+"/",
-		[]string{"ROOT_ACCESS_KEY=" + s.key, "ROOT_SECRET_KEY=" + s.secret}, program, "--port", address, "posix", root)
-	if err != nil {
-		return nil, err
-	}
-	b.stoppers = append(b.stoppers, s.stop)
-	return s, nil
-}
-
 // startDistribution runs the peer without authentication, on a folder or on S3.
 func (b *bench) startDistribution(ctx context.Context, name string, s3 *s3Server) (*process, error) {
 	program, err := toolbox.Path("registry")
