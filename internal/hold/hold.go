@@ -81,6 +81,7 @@ type Hold struct {
 	handler    http.Handler
 
 	following   following
+	persons     persons
 	counting    sync.Mutex // counts and posts on their way into records
 	registering sync.Mutex // one registration at a time, so that the day's number holds
 	collecting  sync.Mutex // one collection at a time

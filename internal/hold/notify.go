@@ -107,6 +107,7 @@ func (h *Hold) pushed(ctx context.Context, caller syntax.DID, m ledger.Manifest,
 	if caller != m.Owner {
 		return out, mismatch(caller, m.Owner)
 	}
+	defer h.persons.adding(caller)()
 	if err := h.mayWrite(ctx, caller); err != nil {
 		return out, err
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -253,6 +254,54 @@ func TestCompletedWhileCounted(t *testing.T) {
 	}
 	if _, ok := s.quota.used[stranger]; !ok {
 		t.Error("it is read each time")
+	}
+}
+
+// Would catch records that a push adds behind the deletion of all that is its owner's, because it was let in before.
+func TestDeletedWhilePushed(t *testing.T) {
+	t.Parallel()
+	s := startHold(t, newPeople(t), func(c *Config) {
+		open(c)
+		c.Quotas = `{"tiers":{"free":"1 KB"},"registered":"free"}`
+	})
+	blob := s.push(t, writer, []byte("blob"))
+	token, deleted := s.token(t, writer, atcr.HoldDeleteUserDataNSID), make(chan int, 1)
+	s.quota.mu.Lock()
+	clear(s.quota.used) // time passes
+	s.quota.mu.Unlock()
+	s.quota.read = sync.OnceFunc(func() { // the push was found permitted
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.config.PublicURL+"/xrpc/"+atcr.HoldDeleteUserDataNSID, strings.NewReader("{}"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		req.Header.Set("Content-Type", "application/json")
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			res, err := s.client.Do(req)
+			if err != nil {
+				t.Error(err)
+				deleted <- 0
+				return
+			}
+			_ = res.Body.Close()
+			deleted <- res.StatusCode
+		}()
+		select {
+		case <-answered: // or it waits for the push, which nobody can see
+		case <-time.After(100 * time.Millisecond):
+		}
+	})
+	if a := s.notify(t, writer, message(writer, "app", "m", blob)); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	if status := <-deleted; status != 200 {
+		t.Errorf("%d", status)
+	}
+	if left := s.records(t, atcr.HoldLayerNSID); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 

@@ -165,7 +165,8 @@ func (h *Hold) deleteUserData(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	out := atcr.HoldDeleteUserDataOutput{Success: true}
-	// A push that goes on meanwhile may add records: what it added before the membership ended goes too.
+	defer h.persons.deleting(caller)() // a push that goes on has added its records, or has yet to ask whether it may
+	// Others may add records meanwhile, as who publishes statistics: those go too.
 	for round := 0; ; round++ {
 		found, err := h.userRecords(r.Context(), caller)
 		if err != nil {

@@ -224,6 +224,7 @@ func (h *Hold) adopt(ctx context.Context, w *witness, did syntax.DID, i *invento
 	if err != nil {
 		return err
 	}
+	defer h.persons.adding(did)()
 	var blobs []namedBlob
 	for _, n := range named[:min(len(named), maxManifestLayers)] {
 		found, err := h.manifestBlobs(ctx, did, atcr.HoldNotifyManifestManifestInfo{Layers: []atcr.HoldNotifyManifestBlobInfo{n}})
