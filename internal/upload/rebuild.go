@@ -78,13 +78,15 @@ func (u *Uploads) enterFound(ctx context.Context, start int64) (r Rebuilt, err e
 			AND NOT EXISTS (SELECT 1 FROM blob_found f WHERE f.key = blob.key AND f.size = blob.size)`, start)); err != nil {
 			return err
 		}
+		// Of what the index has it knows more than a pointer, which still names who had their data deleted since.
+		if _, err = tx.ExecContext(ctx, `INSERT INTO blob_uploader (digest, uploader, created_at)
+			SELECT digest, uploader, ? FROM blob_found f WHERE digest <> '' AND uploader <> ''
+			AND NOT EXISTS (SELECT 1 FROM blob b WHERE b.digest = f.digest AND b.verified = 1) ON CONFLICT DO NOTHING`, start); err != nil {
+			return err
+		}
 		if r.Added, err = changed(tx.ExecContext(ctx, `INSERT INTO blob (digest, verified, uploader, size, key, created_at, touched_at, verified_at)
 			SELECT digest, 1, uploader, size, key, ?1, ?1, ?1 FROM blob_found WHERE digest <> '' ORDER BY uploader
 			ON CONFLICT DO NOTHING`, start)); err != nil {
-			return err
-		}
-		if _, err = tx.ExecContext(ctx, `INSERT INTO blob_uploader (digest, uploader, created_at)
-			SELECT digest, uploader, ? FROM blob_found WHERE digest <> '' AND uploader <> '' ON CONFLICT DO NOTHING`, start); err != nil {
 			return err
 		}
 		if err := u.settleNamed(ctx, tx); err != nil {

@@ -192,6 +192,36 @@ func TestPromise(t *testing.T) {
 	}
 }
 
+// Would catch an index that is made to agree with the storage, and names again who had their data deleted.
+func TestRebuildAfterDisown(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	m.keepKeys = true
+	r := newRig(t, m, nil)
+	d := oci.FromBytes([]byte("x"))
+	s := r.begin(alice)
+	if _, err := r.Append(t.Context(), s.Secret, nil, strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Finish(t.Context(), s.Secret, d, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if m.objects[blobstore.PointerKey(d)] == nil {
+		t.Fatal("no pointer")
+	}
+	if err := r.Disown(t.Context(), alice); err != nil {
+		t.Fatal(err)
+	}
+	r.clock.move(time.Hour)
+	if rebuilt, err := r.Rebuild(t.Context()); err != nil || rebuilt != (Rebuilt{}) {
+		t.Fatalf("%+v, %v", rebuilt, err)
+	}
+	if hers, err := r.UploadedBy(t.Context(), d, alice); err != nil || hers {
+		t.Errorf("it is hers again: %v", err)
+	}
+	r.content(d, "")
+}
+
 // Would catch somebody who was told of a blob twice within an hour, and is not asked before it is collected because
 // the note of the first time went in between.
 func TestToldAgainWithoutANote(t *testing.T) {
