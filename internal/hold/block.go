@@ -33,7 +33,8 @@ type block struct {
 
 // blocks are few, and looked at with each request: they are in memory.
 type blocks struct {
-	db *sqldb.DB
+	db       *sqldb.DB
+	changing sync.Mutex // so that rows and memory change in one order
 
 	mu  sync.RWMutex
 	all map[string]block
@@ -80,8 +81,10 @@ func (b *blocks) list() []block {
 }
 
 func (b *blocks) add(ctx context.Context, one block) error {
+	b.changing.Lock()
+	defer b.changing.Unlock()
 	err := b.db.Write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO blocked (subject, reason, created_at) VALUES (?,?,?) ON CONFLICT DO UPDATE SET reason = excluded.reason`,
+		_, err := tx.ExecContext(ctx, `INSERT INTO blocked (subject, reason, created_at) VALUES (?,?,?) ON CONFLICT DO UPDATE SET reason = excluded.reason, created_at = excluded.created_at`,
 			one.Subject, one.Reason, one.At.UnixMilli())
 		return err
 	})
@@ -95,6 +98,8 @@ func (b *blocks) add(ctx context.Context, one block) error {
 }
 
 func (b *blocks) remove(ctx context.Context, subject string) error {
+	b.changing.Lock()
+	defer b.changing.Unlock()
 	err := b.db.Write(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `DELETE FROM blocked WHERE subject = ?`, subject)
 		return err

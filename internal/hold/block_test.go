@@ -1,12 +1,17 @@
 package hold
 
 import (
+	"fmt"
 	"net/http"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"atcr.io/api/atcr"
 	"atcr.io/internal/oci"
+	"atcr.io/internal/sqldb"
 )
 
 // Would catch a blocked person or blob that is still served, a reason that callers do not see, and blocks that
@@ -80,5 +85,32 @@ func TestBlocks(t *testing.T) {
 	}
 	if a := s.send(t, http.MethodGet, s.blobPath(bad), "", nil); a.status != 200 || s.push(t, writer, []byte("more")) == "" {
 		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+// Would catch a block that is another after a restart.
+func TestBlockIsKept(t *testing.T) {
+	t.Parallel()
+	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	b, err := openBlocks(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for day := range 2 {
+		one := block{Subject: stranger.String(), Reason: fmt.Sprint("reason ", day), At: time.UnixMilli(1_800_000_000_000).AddDate(0, 0, day)}
+		if err := b.add(t.Context(), one); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, err := openBlocks(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if was, is := b.list(), again.list(); !slices.Equal(was, is) {
+		t.Errorf("%v became %v", was, is)
 	}
 }
