@@ -1,6 +1,6 @@
 // Command bench measures ATCR beside its peers in one run on one machine, and prints the figures as Markdown. The
-// peers are the registries that can be had as Go modules and keep what they take (distribution 3 and 2), and the
-// reference PDS; crane's in-memory registry is shown beside them. What it measures: layer pushes to a folder, peak
+// peers are the registries that can be had as Go modules and keep what they take (distribution 3 and 2, gitea), and
+// the reference PDS; crane's in-memory registry is shown beside them. What it measures: layer pushes to a folder, peak
 // memory under many of them, S3 requests, small pushes, manifest and blob reads, a thousand pulls at once, commits
 // to a hold's repo, that repo beside the reference PDS, and a hold by itself.
 //

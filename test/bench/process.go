@@ -22,6 +22,8 @@ type process struct {
 	url  string
 	cmd  *exec.Cmd
 	log  *os.File
+
+	database int // the process's number of its own database server, 0 where it has none
 }
 
 // start runs a program until stop and waits until ready answers below 500.
@@ -103,9 +105,18 @@ func freePort() (int, error) {
 	return port, l.Close()
 }
 
-// cpu is the time of processors that the process has taken.
+// cpu is the time of processors that the process has taken, and its database with it.
 func (p *process) cpu() (time.Duration, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	own, err := processCPU(p.cmd.Process.Pid)
+	if err != nil || p.database == 0 {
+		return own, err
+	}
+	database, err := childrenCPU(p.database)
+	return own + database, err
+}
+
+func processCPU(pid int) (time.Duration, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
@@ -113,7 +124,7 @@ func (p *process) cpu() (time.Duration, error) {
 	_, rest, _ := strings.Cut(string(raw), ") ")
 	fields := strings.Fields(rest)
 	if len(fields) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat has another form", p.cmd.Process.Pid)
+		return 0, fmt.Errorf("/proc/%d/stat has another form", pid)
 	}
 	var ticks int64
 	for _, text := range fields[11:13] {

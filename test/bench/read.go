@@ -60,7 +60,7 @@ func benchRead(ctx context.Context, b *bench) error {
 			r.cpu = append(r.cpu, v*readTime.Seconds()/max((after-before).Seconds(), 0.01))
 		}
 	}
-	b.printf("\n## Reads\n\n16 connections; the load generator shares the machine. By the clock, and by the server's own processor time, in which the load generator\nhas no part. bare: a Go server that knows its one answer, and does nothing else: the most that any can have\nhere. Wanted of manifests: ≥3× the best peer.\n\n" +
+	b.printf("\n## Reads\n\n16 connections; the load generator shares the machine. By the clock, and by the server's own processor time, in which the load generator\nhas no part, and gitea's database has. bare: a Go server that knows its one answer, and does nothing else: the most that any can have\nhere. Wanted of manifests: ≥3× the best peer.\n\n" +
 		"| read | server | requests/s | of the best peer | requests/CPU-s | of the best peer |\n|---|---|---|---|---|---|\n")
 	clock, cpu := map[string]*best{}, map[string]*best{}
 	for _, r := range rows {
@@ -119,7 +119,7 @@ func (b *bench) readRows(ctx context.Context) (rows []*readRow, ours []*process,
 		return nil, nil, err
 	}
 	for _, p := range peers {
-		if _, err := pushSmallImage(ctx, p.url, "", 11); err != nil {
+		if _, err := pushSmallImage(ctx, p.url, p.push, 11); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
@@ -141,7 +141,7 @@ func (b *bench) readRows(ctx context.Context) (rows []*readRow, ours []*process,
 	}
 	addPeers := func(what, path string, peers []peer) {
 		for _, p := range peers {
-			add(what, p.name, path, "", 200, p.process).peer = p.durable
+			add(what, p.name, path, p.pull, 200, p.process).peer = p.durable
 		}
 	}
 	for _, of := range [][2]string{{byTag, "1.0"}, {byDigest, image.digest}} {

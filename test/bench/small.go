@@ -139,7 +139,7 @@ func benchSmall(ctx context.Context, b *bench) error {
 	var ours, own []time.Duration
 	for i := range uint64(b.rounds * pushesARound) {
 		for j, p := range peers {
-			took, err := timed(p.url, "", i)
+			took, err := timed(p.url, p.push, i)
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
 			}

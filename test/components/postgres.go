@@ -16,17 +16,19 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Postgres is a running PostgreSQL server, on a socket in a folder of its own. It keeps nothing over a crash,
-// and orders text as a language does unless a column says otherwise, as servers of other people do.
+// Postgres is a running PostgreSQL server, on a socket in a folder of its own. It keeps nothing over a crash
+// unless it is told to, and orders text as a language does unless a column says otherwise, as servers of other people do.
 type Postgres struct {
+	PID int
+
 	dir string
 
 	mu        sync.Mutex
 	databases int
 }
 
-// StartPostgres starts a server without a database of ours.
-func StartPostgres(tb TB) *Postgres {
+// StartPostgres starts a server without a database of ours. settings, as in "fsync=on", take the place of its own.
+func StartPostgres(tb TB, settings ...string) *Postgres {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "atcr-pg-") // not tb.TempDir, into which another user cannot look
 	if err != nil {
@@ -44,10 +46,10 @@ func StartPostgres(tb TB) *Postgres {
 		tb.Fatalf("components: initdb: %v\n%s", err, out)
 	}
 	argv := []string{"-D", data, "-k", dir}
-	for _, setting := range []string{
+	for _, setting := range append([]string{
 		"listen_addresses=", "unix_socket_permissions=0777", "fsync=off", "full_page_writes=off", "autovacuum=off", "max_connections=500", "shared_buffers=32MB",
 		"max_wal_size=256MB", "wal_level=minimal", "max_wal_senders=0",
-	} {
+	}, settings...) {
 		argv = append(argv, "-c", setting)
 	}
 	p := &Postgres{dir: dir}
@@ -59,6 +61,7 @@ func StartPostgres(tb TB) *Postgres {
 		}
 		return c.Close(ctx)
 	})
+	p.PID = started.cmd.Process.Pid
 	return p
 }
 

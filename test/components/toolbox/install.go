@@ -42,7 +42,7 @@ func Install(ctx context.Context, out io.Writer, names []string) error {
 	}
 	var own []string
 	for _, name := range names {
-		if _, err := Path(name); workspaces[name] && errors.Is(err, ErrMissing) {
+		if _, err := Path(name); workspaces[name].pkg != "" && errors.Is(err, ErrMissing) {
 			own = append(own, name)
 		}
 	}
@@ -146,23 +146,39 @@ func (in *installer) build(ctx context.Context, m module) error {
 	})
 }
 
-// workspace builds the program of a folder with a go.mod of its own. Its main.go.txt becomes main.go where it is built:
+// workspace builds the program of a folder with a go.mod of its own. A main.go.txt becomes main.go where it is built:
 // under its own name it would be of no module of the project's.
 func (in *installer) workspace(ctx context.Context, name string) error {
 	final, err := workspaceDir(in.cache, name)
 	if err != nil {
 		return err
 	}
-	env := append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
+	w, env := workspaces[name], append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
 	return in.whole(final, func(dir string) error {
 		source := filepath.Join(dir, "source")
 		if err := os.CopyFS(source, os.DirFS(sources(in.cache, name))); err != nil {
 			return err
 		}
-		if err := os.Rename(filepath.Join(source, "main.go.txt"), filepath.Join(source, "main.go")); err != nil {
+		if w.pkg == "." {
+			if err := os.Rename(filepath.Join(source, "main.go.txt"), filepath.Join(source, "main.go")); err != nil {
+				return err
+			}
+		}
+		if err := in.run(ctx, source, env, name, "go", "build", "-o", filepath.Join(dir, name), w.pkg); err != nil || w.assets == nil {
 			return err
 		}
-		return in.run(ctx, source, env, name, "go", "build", "-o", filepath.Join(dir, name), ".")
+		cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", w.pkg)
+		cmd.Dir, cmd.Env = source, env
+		module, err := cmd.Output()
+		if err != nil {
+			return fmt.Errorf("where %s lies: %w", w.pkg, err)
+		}
+		for _, assets := range w.assets {
+			if err := os.CopyFS(filepath.Join(dir, assets), os.DirFS(filepath.Join(strings.TrimSpace(string(module)), assets))); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

@@ -37,10 +37,16 @@ var modules = []module{
 	{"golangci-lint", "github.com/golangci/golangci-lint/v2", "/cmd/golangci-lint", "v2.15.0", "h1:w94zf8HAYI7hm3164kwKsvZRuqXvY+YxeFoTbu1OLg8="},
 }
 
-// workspaces are folders beside this one with a go.mod of their own, whose go.sum pins everything that their program
-// is built from.
-var workspaces = map[string]bool{
-	"registry2": true, // the previous generation of registry
+// workspace is a folder beside this one with a go.mod of its own, whose go.sum pins everything that a program is built
+// from. Its package is its own, "." with a main.go.txt, or one of a module whose folders assets the program reads.
+type workspace struct {
+	pkg    string
+	assets []string
+}
+
+var workspaces = map[string]workspace{
+	"gitea":     {"code.gitea.io/gitea", []string{"options", "public", "templates"}}, // its go.mod replaces modules
+	"registry2": {".", nil},                                                          // the previous generation of registry
 }
 
 // cgo are those modules that have SQLite in C.
@@ -58,6 +64,7 @@ var debian = map[string][]string{
 	"dockerd":    {"docker.io"},
 	"g++":        {"g++", "libc6-dev"},
 	"gcc":        {"gcc", "libc6-dev"},
+	"git":        {"git"},
 	"iptables":   {"iptables"},
 	"make":       {"make"},
 	"initdb":     {"postgresql"},
@@ -76,6 +83,7 @@ var needs = map[string][]string{
 	"ctr":       {"containerd", "runc"},
 	"devnet":    {"npm", "gcc", "g++", "make", "python3"},
 	"dockerd":   {"docker", "containerd", "runc", "iptables"},
+	"gitea":     {"git"},
 	"podman":    {"runc"},
 	"postgres":  {"initdb"},
 	"previous":  {"npm", "gcc", "g++", "make", "python3"},
@@ -95,7 +103,7 @@ func Version(name string) string {
 
 // Bench is what `make bench` needs.
 func Bench() []string {
-	return []string{"registry", "registry2", "crane", "versitygw", "minio", "devnet"}
+	return []string{"registry", "registry2", "gitea", "postgres", "crane", "versitygw", "minio", "devnet"}
 }
 
 // Default is what `make test` needs: everything but the linter, Clients, and what only Bench has.
@@ -108,7 +116,8 @@ const nodeVersion = "22.23.3"
 // ErrMissing is a component that is not installed.
 var ErrMissing = errors.New("not installed: run `make components`")
 
-// Path is where a component's program lies: a name of the lists but the npm projects, or "node".
+// Path is where a component's program lies: a name of the lists but the npm projects, or "node". A
+// program's assets lie beside it.
 // Errors: ErrMissing.
 func Path(name string) (string, error) {
 	cache, err := cacheDir()
@@ -119,7 +128,7 @@ func Path(name string) (string, error) {
 	switch i := slices.IndexFunc(modules, func(m module) bool { return m.name == name }); {
 	case i >= 0:
 		path = filepath.Join(modules[i].dir(cache), name)
-	case workspaces[name]:
+	case workspaces[name].pkg != "":
 		dir, err := workspaceDir(cache, name)
 		if err != nil {
 			return "", err

@@ -166,3 +166,32 @@ func TestWorkspace(t *testing.T) {
 		}
 	}
 }
+
+// Would catch a program without the files that its module has for it.
+func TestWorkspaceAssets(t *testing.T) {
+	module := t.TempDir()
+	cache := checkout(t, map[string]string{"go": `if [ "$1" = list ]; then echo ` + module + `; else echo program > "$3"; fi`})
+	for _, dir := range append(workspaces["gitea"].assets, "unasked") {
+		if err := os.MkdirAll(filepath.Join(module, dir, "below"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(sources(cache, "gitea"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := install(t, "gitea"); err != nil {
+		t.Fatal(err)
+	}
+	path, err := Path("gitea")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range workspaces["gitea"].assets {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(path), dir, "below")); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(path), "unasked")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("more than was asked for: %v", err)
+	}
+}
