@@ -92,7 +92,7 @@ func TestDataAndInterrupt(t *testing.T) {
 		if err != nil {
 			t.Errorf("after Ctrl-C: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("it does not end on Ctrl-C")
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ports.json")); err != nil {

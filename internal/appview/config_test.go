@@ -307,7 +307,7 @@ func TestCacheAfterWrites(t *testing.T) {
 		}()
 		<-started
 		change(c)
-		within, cancel := context.WithTimeout(ctx, 10*time.Second) // joined, it would wait for the first
+		within, cancel := context.WithTimeout(ctx, time.Minute) // joined, it would wait for the first
 		if v, err := c.get(within, "k"); v != 2 || err != nil {
 			t.Errorf("%s: %d, %v", what, v, err)
 		}

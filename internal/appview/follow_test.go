@@ -33,7 +33,7 @@ func (n *network) another(hold *testHold, settings ...string) *network {
 // eventually waits until ok says so.
 func (n *network) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(n.t.Context(), 2*time.Minute)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

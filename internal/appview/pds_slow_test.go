@@ -14,11 +14,11 @@ import (
 func TestSlowPDS(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
-	n.config.patience = 3 * time.Second
-	n.restart()
 	alice := n.as(n.alice, "alice.test/app")
 	image := newImage("one")
 	alice.push("alice.test/app", image)
+	n.config.patience = 5 * time.Second
+	n.restart()
 	before := n.rev(n.alice)
 	slow := func(nsid string, do func() answer) {
 		t.Helper()

@@ -199,12 +199,12 @@ func TestTargets(t *testing.T) {
 func TestHostileHold(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
-	n.config.patience = 500 * time.Millisecond
-	n.restart()
 	n.useHold(n.bob, n.private.did)
 	bob := n.as(n.bob, "bob.test/app")
 	image := newImage("one")
 	bob.push("bob.test/app", image, "1.0")
+	n.config.patience = 3 * time.Second
+	n.restart()
 	layer := "/v2/bob.test/app/blobs/" + oci.FromBytes(image.layer).String()
 	begin := func() string {
 		return bob.must(202, bob.do(http.MethodPost, "/v2/bob.test/app/blobs/uploads/", nil)).header.Get("Location")

@@ -55,7 +55,7 @@ func (p *Program) helper() (*Helper, error) {
 // Run runs the command that args name and returns the process's exit code.
 func (p *Program) Run(ctx context.Context, args []string) int {
 	root := p.root()
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // nil would be the process's own
 	root.SetIn(p.Stdin)
 	root.SetOut(p.Stdout)
 	root.SetErr(p.Stderr)

@@ -109,7 +109,7 @@ func (d *daemon) start(t *testing.T, ready string) {
 	}
 	d.exited = make(chan struct{})
 	go func(cmd *exec.Cmd, exited chan struct{}) { _ = cmd.Wait(); close(exited) }(d.cmd, d.exited)
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(3 * time.Minute)
 	for {
 		res, err := http.Get(d.url + ready) //nolint:noctx // loopback
 		if err == nil {
