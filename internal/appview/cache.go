@@ -32,13 +32,42 @@ type cache[K comparable, V any] struct {
 	// changes count what was put in or forgotten, by a hash of the key: a look-up that began before does not
 	// say how it is.
 	seed    maphash.Seed
-	changes [256]atomic.Uint64
+	changes [256]changes
 
 	// weight, where not nil, is what a value takes of memory, in bytes: all that is kept takes at most room.
 	weight func(V) int
 	room   int
 	mu     sync.Mutex // of what is added, where it is weighed
 	held   atomic.Int64
+}
+
+// changes are counted, and what follows from their number is done, with mu held.
+type changes struct {
+	mu sync.Mutex
+	n  uint64
+}
+
+func (c *changes) count() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
+// make makes a change.
+func (c *changes) make(change func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+	change()
+}
+
+// unchanged does something, unless a change was made since there were n.
+func (c *changes) unchanged(n uint64, do func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == n {
+		do()
+	}
 }
 
 type kept[V any] struct {
@@ -102,7 +131,7 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 		return e.value, e.err
 	}
 	changes := c.changesOf(key)
-	before := changes.Load() // in the flight's name: nobody joins a look-up that began before the last change
+	before := changes.count() // in the flight's name: nobody joins a look-up that began before the last change
 	flight := fmt.Sprint(before, " ", key)
 	if asksPDS(ctx) {
 		flight += " anew"
@@ -119,9 +148,9 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 		if err != nil {
 			until = c.now().Add(c.failed)
 		}
-		if changes.Load() == before { // what was put in meanwhile is newer than what was read
+		changes.unchanged(before, func() { // what was put in meanwhile is newer than what was read
 			c.add(key, kept[V]{value: value, err: err, until: until, stamp: stamp})
-		}
+		})
 		return value, err
 	})
 	select {
@@ -134,18 +163,17 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 	}
 }
 
-func (c *cache[K, V]) changesOf(key K) *atomic.Uint64 {
+func (c *cache[K, V]) changesOf(key K) *changes {
 	return &c.changes[maphash.Comparable(c.seed, key)%uint64(len(c.changes))]
 }
 
 // put enters what this process has just written.
 func (c *cache[K, V]) put(key K, value V) {
-	c.changesOf(key).Add(1)
-	c.add(key, kept[V]{value: value, until: c.now().Add(c.fresh), stamp: c.stampOf(context.Background(), key)})
+	e := kept[V]{value: value, until: c.now().Add(c.fresh), stamp: c.stampOf(context.Background(), key)}
+	c.changesOf(key).make(func() { c.add(key, e) })
 }
 
 // forget makes the next get look up.
 func (c *cache[K, V]) forget(key K) {
-	c.changesOf(key).Add(1)
-	c.kept.Remove(key)
+	c.changesOf(key).make(func() { c.kept.Remove(key) })
 }

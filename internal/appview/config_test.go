@@ -281,6 +281,40 @@ func TestCacheKeepsWrites(t *testing.T) {
 	}
 }
 
+// Would catch a look-up that ends in the moment of a change, and puts what it has read over that.
+func TestCacheAtOnce(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(*cache[string, int64]){
+		"put":    func(c *cache[string, int64]) { c.put("k", 2) },
+		"forget": func(c *cache[string, int64]) { c.forget("k") },
+	} {
+		for range 20_000 {
+			var now atomic.Int64
+			now.Store(1)
+			read := make(chan struct{})
+			c := newCache(10, time.Minute, time.Second, time.Now, func(context.Context, string) (int64, error) {
+				n := now.Load()
+				if n == 1 {
+					close(read)
+				}
+				return n, nil
+			})
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_, _ = c.get(t.Context(), "k") // 1 or 2, as it was when it was asked
+			}()
+			<-read
+			now.Store(2)
+			change(c)
+			<-done
+			if v, _ := c.get(t.Context(), "k"); v != 2 {
+				t.Fatalf("%s: %d", what, v)
+			}
+		}
+	}
+}
+
 // Would catch a caller who asks after a change, and is answered by a look-up that began before it, also one who asks the
 // PDS itself.
 func TestCacheAfterWrites(t *testing.T) {

@@ -25,6 +25,7 @@ const getBlobNSID = "com.atproto.sync.getBlob"
 type serviceTokens interface {
 	ServiceToken(ctx context.Context, session string, hold syntax.DID, lxm string) (string, error)
 	OnceToken(ctx context.Context, session string, hold syntax.DID, lxm string) (string, error)
+	Forget(session string, hold syntax.DID, lxm, token string) bool
 	RefuseFragment(hold syntax.DID) (changed bool, undo func())
 }
 
@@ -36,8 +37,8 @@ type holdCalls struct {
 	again    func(ctx context.Context, did syntax.DID) (*hold, error) // holds.again
 }
 
-// as calls do with the caller's service token for lxm. A hold that refuses it gets one more with the bare
-// DID as its audience.
+// as calls do with the caller's service token for lxm. A hold that refuses it gets a new one, where that one was some time
+// old, and then one more with the bare DID as its audience.
 func (h *holdCalls) as(ctx context.Context, c registry.Caller, to *hold, lxm string, do func(token string) error) error {
 	return h.with(ctx, c, to, lxm, h.tokens.ServiceToken, do)
 }
@@ -49,8 +50,13 @@ func (h *holdCalls) with(ctx context.Context, c registry.Caller, to *hold, lxm s
 		return upstreamError("your PDS", err)
 	}
 	err = do(token)
-	e, ok := errors.AsType[*xrpc.UpstreamError](err)
-	if !ok || e.Status != http.StatusUnauthorized {
+	if unauthenticated(err) && h.tokens.Forget(c.Session, to.DID, lxm, token) {
+		if token, err = get(ctx, c.Session, to.DID, lxm); err != nil {
+			return upstreamError("your PDS", err)
+		}
+		err = do(token)
+	}
+	if !unauthenticated(err) {
 		return err
 	}
 	changed, undo := h.tokens.RefuseFragment(to.DID)
@@ -65,6 +71,12 @@ func (h *holdCalls) with(ctx context.Context, c registry.Caller, to *hold, lxm s
 		undo()
 	}
 	return err
+}
+
+// unauthenticated tells whether a hold does not take the token.
+func unauthenticated(err error) bool {
+	e, ok := errors.AsType[*xrpc.UpstreamError](err)
+	return ok && e.Status == http.StatusUnauthorized
 }
 
 // reading is as for reads: a public hold is asked as nobody, a private one by somebody alone. A public one that

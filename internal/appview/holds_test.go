@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
@@ -191,4 +192,54 @@ func TestSparseIndexesCanBeRefused(t *testing.T) {
 			t.Errorf("%d %s", got.status, got.body)
 		}
 	}
+}
+
+// Would catch a blob that is looked for where it was learnt last, and is no longer, although the manifest that is pulled
+// names another hold, which has it.
+func TestBlobAtTwoHolds(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.scoped(n.alice, "pull,push,delete", "alice.test/app")
+	one, two := newImage("one"), newImage("two")
+	two.layer = one.layer
+	two.manifest = []byte(`{"schemaVersion":2,"config":` + text(descriptor("application/x", two.config)) + `,"layers":[` + text(descriptor("application/x", two.layer)) + `]}`)
+	two.digest = oci.FromBytes(two.manifest)
+	alice.push("alice.test/app", one, "1")
+	second := n.startHold(n.alice.DID, "HOLD_PUBLIC=true", "HOLD_ALLOW_ALL_CREW=true")
+	n.useHold(n.alice, second.did)
+	n.forget()
+	alice.push("alice.test/app", two, "2")
+	n.nobody().pull("alice.test/app", "1", one)
+	n.nobody().pull("alice.test/app", "2", two)
+	alice.must(202, alice.do(http.MethodDelete, "/v2/alice.test/app/manifests/"+two.digest.String(), nil))
+	second.misbehave(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if !strings.HasSuffix(r.URL.Path, "getBlob") {
+			return false
+		}
+		xrpc.WriteError(w, xrpc.Errorf(404, "BlobNotFound", "collected"))
+		return true
+	})
+	n.forget()
+	n.nobody().pull("alice.test/app", "1", one)
+}
+
+// Would catch a token that was signed with a key that is its person's no longer, and has a hold refuse them for the rest of
+// its half hour.
+func TestOldTokenIsRefused(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.app.Load().sessions.RefuseFragment(syntax.DID(n.public.did)) // a hold that takes the bare DID alone
+	alice := n.as(n.alice, "alice.test/app")
+	var first atomic.Pointer[string]
+	n.public.misbehave(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		shown := r.Header.Get("Authorization")
+		if !strings.HasSuffix(r.URL.Path, atcr.HoldInitiateUploadNSID) || first.CompareAndSwap(nil, &shown) || shown != *first.Load() {
+			return false
+		}
+		xrpc.WriteError(w, xrpc.Errorf(401, "InvalidToken", "signed by nobody"))
+		return true
+	})
+	alice.must(202, alice.do(http.MethodPost, "/v2/alice.test/app/blobs/uploads/", nil))
+	n.ahead.Add(int64(20 * time.Second))
+	alice.must(202, alice.do(http.MethodPost, "/v2/alice.test/app/blobs/uploads/", nil))
 }

@@ -1,6 +1,7 @@
 package appview
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -22,6 +23,8 @@ const (
 	// presentFresh is how long a blob that a hold had is believed to be there still: well below the 48 h
 	// that a hold keeps one that no image names.
 	presentFresh = 10 * time.Minute
+	// uploadedFresh is how long a blob that was sent counts for who sent it whatever becomes of it: below those 48 h, too.
+	uploadedFresh = time.Hour
 )
 
 // blobKey is a blob of a repository.
@@ -56,9 +59,12 @@ type places struct {
 	known   *lru.Cache[blobKey, syntax.DID]
 	scans   *cache[repositoryKey, struct{}]
 	present *lru.Cache[presentKey, time.Time]
+	// mixed are repositories whose blobs were known at several holds: there what a manifest says is learnt each time, since
+	// the hold that was learnt last may lose a blob with the manifest that named it there.
+	mixed *lru.Cache[repositoryKey, struct{}]
 	// uploaded are blobs that somebody has just sent, and the hold counted for them: of others it may say no when a
 	// manifest names them.
-	uploaded *lru.Cache[presentKey, struct{}]
+	uploaded *lru.Cache[presentKey, time.Time]
 	clock    clock
 }
 
@@ -66,7 +72,7 @@ func newPlaces(from collections, d directory, v *view, now clock) *places {
 	p := &places{
 		from: from, directory: d, view: v, clock: now,
 		known: newLRU[blobKey, syntax.DID](placesKept), present: newLRU[presentKey, time.Time](placesKept),
-		uploaded: newLRU[presentKey, struct{}](10_000),
+		uploaded: newLRU[presentKey, time.Time](10_000), mixed: newLRU[repositoryKey, struct{}](10_000),
 	}
 	p.scans = newCache(10_000, scanFresh, scanFailed, now, p.scan)
 	p.scans.timeout = time.Minute
@@ -75,9 +81,14 @@ func newPlaces(from collections, d directory, v *view, now clock) *places {
 
 // add notes that a blob of a repository is at a hold.
 func (p *places) add(did syntax.DID, repository string, d oci.Digest, at syntax.DID) {
-	if at != "" {
-		p.known.Add(blobKey{did, repository, d}, at)
+	if at == "" {
+		return
 	}
+	key := blobKey{did, repository, d}
+	if before, ok := p.known.Peek(key); ok && before != at {
+		p.mixed.Add(repositoryKey{did, repository}, struct{}{})
+	}
+	p.known.Add(key, at)
 }
 
 // knows tells whether find would answer without a search.
@@ -87,7 +98,8 @@ func (p *places) knows(did syntax.DID, repository string, d oci.Digest) bool {
 
 // learn notes the blobs that a manifest names. The manifest's own digest marks that it was done.
 func (p *places) learn(did syntax.DID, repository string, m registry.Manifest, at syntax.DID) {
-	if done, ok := p.known.Get(blobKey{did, repository, m.Digest}); ok && done == at || at == "" {
+	done, ok := p.known.Get(blobKey{did, repository, m.Digest})
+	if at == "" || ok && done == at && !p.mixed.Contains(repositoryKey{did, repository}) {
 		return
 	}
 	parsed, err := oci.ParseManifest(m.MediaType, m.Bytes)
@@ -104,6 +116,9 @@ func (p *places) learn(did syntax.DID, repository string, m registry.Manifest, a
 func (p *places) find(ctx context.Context, of owner, repository string, d oci.Digest) (syntax.DID, error) {
 	key := blobKey{of.DID, repository, d}
 	if at, ok := p.known.Get(key); ok {
+		if p.mixed.Contains(repositoryKey{key.did, key.repository}) { // by a manifest that is there
+			at = cmp.Or(p.indexed(ctx, key), at)
+		}
 		return at, nil
 	}
 	if p.view.covered(ctx, of.DID) {
@@ -186,10 +201,16 @@ func (p *places) seen(at syntax.DID, reader string, d oci.Digest) {
 	p.present.Add(presentKey{at, reader, d}, p.clock())
 }
 
+// sent notes that reader sent a blob to a hold.
+func (p *places) sent(at syntax.DID, reader string, d oci.Digest) {
+	p.uploaded.Add(presentKey{at, reader, d}, p.clock())
+}
+
 // uploadedAll tells whether reader has just uploaded all of these.
 func (p *places) uploadedAll(at syntax.DID, reader string, all []oci.Descriptor) bool {
 	for _, b := range all {
-		if !p.uploaded.Contains(presentKey{at, reader, b.Digest}) {
+		since, ok := p.uploaded.Get(presentKey{at, reader, b.Digest})
+		if !ok || p.clock().Sub(since) >= uploadedFresh {
 			return false
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	holdserver "atcr.io/internal/hold"
 	"atcr.io/internal/oci"
@@ -39,4 +40,21 @@ func TestQuotaInWords(t *testing.T) {
 	bob.must(200, bob.do(http.MethodHead, "/v2/bob.test/app/blobs/"+oci.FromBytes(shared.layer).String(), nil))
 	inWords("a manifest of what others sent", bob.put("bob.test/app", "1.0", shared.manifest))
 	bob.upload("bob.test/app", []byte("little"))
+}
+
+// Would catch a pusher who is not told of a refusal because they sent the blobs once, days ago, and the hold counts them for
+// them no longer.
+func TestSentLongAgo(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	p := newPlaces(collections{}, nil, nil, func() time.Time { return now })
+	blob := descriptor("application/x", []byte("x"))
+	p.sent("did:web:hold.test", "did:plc:any", blob.Digest)
+	if !p.uploadedAll("did:web:hold.test", "did:plc:any", []oci.Descriptor{blob}) {
+		t.Error("what was just sent counts as others'")
+	}
+	now = now.Add(48 * time.Hour)
+	if p.uploadedAll("did:web:hold.test", "did:plc:any", []oci.Descriptor{blob}) {
+		t.Error("what was sent two days ago counts still")
+	}
 }

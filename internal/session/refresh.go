@@ -63,12 +63,15 @@ func (s *Store) refresh(ctx context.Context, old *tokens) (*tokens, error) {
 	if (kept.refresh != old.refresh || kept.access != old.access) && !s.stale(kept) {
 		return kept, nil
 	}
-	renewed, err := s.renew(ctx, kept)
+	// It has its own time, whatever the wait for the lease took: cut off, it may have used up the refresh token.
+	renewing, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	renewed, err := s.renew(renewing, kept)
 	if err != nil {
 		return s.refreshRefused(ctx, kept, err)
 	}
-	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
-	defer cancel()
+	keep, done := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+	defer done()
 	found, err := s.update(keep, renewed)
 	if err != nil {
 		return nil, err

@@ -19,6 +19,8 @@ const (
 	serviceLifetime = 30 * time.Minute
 	// onceLifetime is for tokens that are good for one call: holds take no older ones.
 	onceLifetime = 4 * time.Minute
+	// serviceOld is the age from which a token that is refused may have been good once.
+	serviceOld = 10 * time.Second
 	// serviceReserve is how long before its end a token is used no more.
 	serviceReserve = time.Minute
 	// holdFragment names the hold's service in its DID document.
@@ -33,6 +35,7 @@ type serviceKey struct {
 
 type serviceToken struct {
 	token   string
+	asked   time.Time
 	expires time.Time
 }
 
@@ -75,6 +78,19 @@ func (s *Store) addressed(ctx context.Context, id string, hold syntax.DID, ask f
 		return token, nil
 	}
 	return "", err
+}
+
+// Forget says that hold refused a token of ServiceToken. It tells whether another one may help: the person's PDS may have
+// signed that one with a key that is theirs no longer. A new one tells nothing of the kind.
+func (s *Store) Forget(id string, hold syntax.DID, lxm, token string) bool {
+	for _, audience := range []string{hold.String() + holdFragment, hold.String()} {
+		key := serviceKey{id, audience, lxm}
+		if kept, ok := s.serviceTokens.Peek(key); ok && kept.token == token && s.now().Sub(kept.asked) >= serviceOld {
+			s.serviceTokens.Remove(key)
+			return true
+		}
+	}
+	return false
 }
 
 // RefuseFragment says that hold refused a token. It tells whether the next one will be another: with the
@@ -136,5 +152,5 @@ func (s *Store) askServiceToken(ctx context.Context, id, audience, lxm string, l
 	if out.Token == "" || len(out.Token) > 8<<10 {
 		return serviceToken{}, &xrpc.UpstreamError{Host: "the PDS", NSID: nsid, Status: http.StatusOK, Invalid: true, Err: errors.New("the answer has no token")}
 	}
-	return serviceToken{token: out.Token, expires: expires}, nil
+	return serviceToken{token: out.Token, asked: now, expires: expires}, nil
 }

@@ -555,6 +555,60 @@ func claimsOf(t *testing.T, token string) (c struct {
 	return c
 }
 
+// Would catch a refresh that is cut off because the wait for its turn took long: its answer, and with it the session, is lost.
+func TestRefreshHasItsOwnTime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, databases.Database{Kind: "SQLite", Dir: t.TempDir()}, nil)
+	s := w.login(t)
+	old, err := w.store.load(t.Context(), s.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, over := context.WithCancel(t.Context())
+	met := w.PDS.Inject(devnet.Method("com.atproto.server.refreshSession"), func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		over()
+		next.ServeHTTP(rw, r)
+	})
+	if n, err := w.store.refresh(ctx, old); err != nil || n.refresh == old.refresh || met.Fired() != 1 {
+		t.Fatal(err)
+	}
+	if did, err := w.who(t, s); did != w.Accounts[0].DID {
+		t.Error(err)
+	}
+}
+
+// Would catch a token that a hold refuses because of its age, and that is used for the rest of half an hour.
+func TestForgetServiceToken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, databases.Database{Kind: "SQLite", Dir: t.TempDir()}, nil)
+	s := w.login(t)
+	const hold, lxm = syntax.DID("did:web:hold.test"), "io.atcr.hold.initiateUpload"
+	get := func() string {
+		t.Helper()
+		token, err := w.store.ServiceToken(t.Context(), s.ID, hold, lxm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
+	}
+	for _, bare := range []bool{false, true} {
+		if bare {
+			w.store.RefuseFragment(hold)
+		}
+		token := get()
+		if w.store.Forget(s.ID, hold, lxm, token) {
+			t.Error("another token is asked for although this one is new")
+		}
+		w.pass(serviceOld)
+		if w.store.Forget(s.ID, hold, lxm, "another") || w.store.Forget(s.ID, hold, "io.atcr.other", token) || get() != token {
+			t.Error("a token that nobody refused is forgotten")
+		}
+		if !w.store.Forget(s.ID, hold, lxm, token) || get() == token {
+			t.Error("what was refused is used again")
+		}
+	}
+}
+
 // Would catch a service token a request, one that lives too long, and one that is used past its end.
 func TestServiceToken(t *testing.T) {
 	t.Parallel()
