@@ -131,7 +131,7 @@ func (s *s3Server) partsAlone(ctx context.Context, l *layer) (pushed, error) {
 // benchPushS3 pushes one large layer where the storage is S3.
 func benchPushS3(ctx context.Context, b *bench) error {
 	const size = 1 << 30
-	b.printf("\n## Pushing one layer, storage is S3\n\nThe same, to S3 servers on the same machine. parts alone: this program sends the same parts to the storage, as many at a time, and neither receives nor hashes\nthem: the most that any can have here; its final PUT is CompleteMultipartUpload alone, the storage's own time. versitygw copies the parts into one file then, as\nobject stores do not; MinIO keeps them as they are. Last byte: until then the last parts are on their way.\n\n| storage | layer | target | MB/s | of distribution | of parts alone | wanted | final PUT | last byte |\n|---|---|---|---|---|---|---|---|---|\n")
+	b.printf("\n## Pushing one layer, storage is S3\n\nThe same, to S3 servers on the same machine. parts alone: this program sends the same parts to the storage, as many at a time, and neither receives nor hashes\nthem: the most that any can have here; its final PUT is CompleteMultipartUpload alone, the storage's own time. versitygw copies the parts into one file then, as\nobject stores do not; MinIO keeps them as they are. Last byte: until then the last parts are on their way. CPU: of the server that takes the layer, and of the\nstorage, which share the machine.\n\n| storage | layer | target | MB/s | of distribution | of parts alone | wanted | final PUT | last byte | CPU s/GB | storage's |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, kind := range []string{versitygw, minIO} {
 		targets, storages, err := b.pushTargets(ctx, "push", kind)
 		if err != nil {
@@ -139,23 +139,31 @@ func benchPushS3(ctx context.Context, b *bench) error {
 		}
 		targets = append(targets, target{name: "parts alone"})
 		alone := len(targets) - 1
-		pushes := make([][]pushed, len(targets))
+		pushes, spent := make([][]pushed, len(targets)), make([][2]time.Duration, len(targets))
 		for round := range b.rounds {
 			for _, i := range rand.Perm(len(targets)) {
 				t, l := targets[i], newLayer(size, uint64(20_000+10*round+i))
 				syscall.Sync()
+				before, err := spentBy(t.process, storages)
+				if err != nil {
+					return err
+				}
 				var p pushed
 				if i == alone {
 					p, err = storages[0].partsAlone(ctx, l)
 				} else {
 					p, err = push(ctx, t.begin, l, t.authorization)
 				}
+				after, cpuErr := spentBy(t.process, storages)
+				err = errors.Join(err, cpuErr)
 				for _, s := range storages {
 					err = errors.Join(err, s.clear(ctx))
 				}
 				if err != nil {
 					return fmt.Errorf("%s: %w", t.name, err)
 				}
+				spent[i][0] += after[0] - before[0]
+				spent[i][1] += after[1] - before[1]
 				pushes[i] = append(pushes[i], p)
 			}
 		}
@@ -164,14 +172,32 @@ func benchPushS3(ctx context.Context, b *bench) error {
 		}
 		for i, t := range targets {
 			final, last := durations(pushes[i], func(p pushed) time.Duration { return p.Final }), durations(pushes[i], func(p pushed) time.Duration { return p.Last })
-			b.printf("| %s | %d MiB | %s | %.0f | %.2f× | %.2f× | %s | %s, %s | %s, %s |\n", kind, size>>20, t.name, size/1e6/total(i), total(0)/total(i), total(alone)/total(i),
-				[]string{"", "≥3×, PUT <50ms", "≥3×, PUT <50ms", ""}[i], short(median(final)), short(slices.Max(final)), short(median(last)), short(slices.Max(last)))
+			b.printf("| %s | %d MiB | %s | %.0f | %.2f× | %.2f× | %s | %s, %s | %s, %s | %.2f | %.2f |\n", kind, size>>20, t.name, size/1e6/total(i), total(0)/total(i), total(alone)/total(i),
+				[]string{"", "≥3×, PUT <50ms", "≥3×, PUT <50ms", ""}[i], short(median(final)), short(slices.Max(final)), short(median(last)), short(slices.Max(last)),
+				spent[i][0].Seconds()/float64(b.rounds)/size*1e9, spent[i][1].Seconds()/float64(b.rounds)/size*1e9)
 		}
 		for _, s := range storages { // they have work of their own even when nobody asks
 			s.pause()
 		}
 	}
 	return nil
+}
+
+// spentBy is the processors' time of p, where there is one, and of the storages.
+func spentBy(p *process, storages []*s3Server) (spent [2]time.Duration, err error) {
+	if p != nil {
+		if spent[0], err = p.cpu(); err != nil {
+			return spent, err
+		}
+	}
+	for _, s := range storages {
+		d, err := s.cpu()
+		if err != nil {
+			return spent, err
+		}
+		spent[1] += d
+	}
+	return spent, nil
 }
 
 func durations(pushes []pushed, of func(pushed) time.Duration) (out []time.Duration) {
