@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	comatproto "github.com/bluesky-social/indigo/api/atproto"
 	"github.com/bluesky-social/indigo/atproto/atdata"
@@ -246,9 +248,10 @@ func (i *Ingester) openCAR(ctx context.Context, did syntax.DID, raw []byte) (*ca
 // noRecord is the JSON of a record that is not in the data model: it is there, and no collection takes it.
 var noRecord = []byte("null")
 
+// recordJSON is a record as JSON. Text that is not UTF-8, which the library lets pass, would be other text there.
 func recordJSON(raw []byte) []byte {
 	value, err := atdata.UnmarshalCBOR(raw)
-	if err != nil {
+	if err != nil || !validText(value) {
 		return noRecord
 	}
 	out, err := json.Marshal(value)
@@ -256,6 +259,25 @@ func recordJSON(raw []byte) []byte {
 		return noRecord
 	}
 	return out
+}
+
+// validText tells whether all text in v, which was decoded, is UTF-8.
+func validText(v any) bool {
+	switch v := v.(type) {
+	case string:
+		return utf8.ValidString(v)
+	case atdata.Blob:
+		return utf8.ValidString(v.MimeType)
+	case []any:
+		return !slices.ContainsFunc(v, func(e any) bool { return !validText(e) })
+	case map[string]any:
+		for k, e := range v {
+			if !utf8.ValidString(k) || !validText(e) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // reason is why an event is left out, by its error.

@@ -3,10 +3,12 @@ package pds
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
+	"database/sql"
 	"errors"
 	"maps"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/bluesky-social/indigo/atproto/atcrypto"
@@ -15,6 +17,8 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"atcr.io/internal/pds/tree"
+	"atcr.io/internal/sqldb"
+	"atcr.io/test/archive"
 )
 
 // archiveOf is the CAR of a repo that has the records as they stand there, whatever this host would take.
@@ -81,43 +85,6 @@ func TestArchiveOfBadRecords(t *testing.T) {
 	}
 }
 
-// mend gives the blocks of a CAR the names of their bytes, and renames them where others link to them, so that what was
-// changed in a block is read, and not refused for its hash alone.
-func mend(car []byte) []byte {
-	var sections [][]byte
-	for rest := car; len(rest) > 0; {
-		size, n := binary.Uvarint(rest)
-		if n <= 0 || size > uint64(len(rest)-n) {
-			return car
-		}
-		sections = append(sections, slices.Clone(rest[n:n+int(size)]))
-		rest = rest[n+int(size):]
-	}
-	nameBytes := cborCID(nil).ByteLen()
-	for changed, round := true, 0; changed && round < 8; round++ { // those that link to a block may stand before or behind it
-		changed = false
-		for i := 1; i < len(sections); i++ {
-			if len(sections[i]) < nameBytes {
-				continue
-			}
-			old, name := slices.Clone(sections[i][:nameBytes]), cborCID(sections[i][nameBytes:]).Bytes()
-			if bytes.Equal(old, name) {
-				continue
-			}
-			changed = true
-			copy(sections[i], name)
-			for j := range sections {
-				sections[j] = bytes.ReplaceAll(sections[j], old, name)
-			}
-		}
-	}
-	var out []byte
-	for _, s := range sections {
-		out = append(binary.AppendUvarint(out, uint64(len(s))), s...)
-	}
-	return out
-}
-
 // smallArchive is a tree of three levels.
 func smallArchive(t testing.TB) []byte {
 	t.Helper()
@@ -140,7 +107,7 @@ func FuzzReadArchive(f *testing.F) {
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, raw []byte, mending bool) {
 		if mending {
-			raw = mend(raw)
+			raw = archive.Mend(raw)
 		}
 		a, err := ReadArchive(context.Background(), bytes.NewReader(raw), dir)
 		if err != nil {
@@ -180,10 +147,57 @@ func TestMend(t *testing.T) {
 	if err := read(changed); !errors.Is(err, ErrInvalidArchive) {
 		t.Errorf("another record under the name of one: %v", err)
 	}
-	if err := read(mend(changed)); err != nil || !bytes.Equal(mend(good), good) || read(good) != nil {
+	if err := read(archive.Mend(changed)); err != nil || !bytes.Equal(archive.Mend(good), good) || read(good) != nil {
 		t.Errorf("mended: %v, %v", err, read(good))
 	}
 	if n := bytes.Count(good, []byte("\xa2\x61e")); n < 3 {
 		t.Errorf("%d nodes", n)
+	}
+}
+
+// Would catch a check of a whole repo that does not name a record whose text is none.
+func TestVerifyText(t *testing.T) {
+	t.Parallel()
+	key, err := atcrypto.GeneratePrivateKeyK256()
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	h, err := Open(t.Context(), Config{DB: db})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	r, err := h.AddRepo(t.Context(), "did:web:hold.example", key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := Write{Action: Put, Collection: "com.example.thing", Rkey: "a", Value: []byte(`{"n":1}`)}
+	if _, err := r.Apply(t.Context(), []Write{write}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.Verify(t.Context()); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	bad := []byte("\xa1\x61a\x61\xff")
+	err = h.publish(t.Context(), func(tx *sql.Tx, add func(eventBody) error) error {
+		if _, err := tx.ExecContext(t.Context(), `UPDATE record SET value = ?, cid = ?`, bad, cborCID(bad).Bytes()); err != nil {
+			return err
+		}
+		own, err := loadTree(t.Context(), tx, r.did, func() {})
+		if err != nil {
+			return err
+		}
+		return r.refound(t.Context(), tx, own, r.head.Rev, add)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Verify(t.Context()); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "com.example.thing/a: its text is not valid UTF-8") {
+		t.Errorf("%v", err)
 	}
 }

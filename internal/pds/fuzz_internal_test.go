@@ -15,6 +15,7 @@ import (
 	lexutil "github.com/bluesky-social/indigo/lex/util"
 
 	"atcr.io/internal/sqldb"
+	"atcr.io/test/archive"
 )
 
 // Would catch stored bytes that bring the host down when they are read, and a record that is another one when it is
@@ -122,7 +123,7 @@ func FuzzCAR(f *testing.F) {
 		m := *messages[int(which)%len(messages)]
 		genuine := bytes.Equal(blocks, m.Blocks)
 		if m.Blocks = blocks; mending {
-			m.Blocks = mend(blocks)
+			m.Blocks = archive.Mend(blocks)
 			if header, err := readSection(bufio.NewReader(bytes.NewReader(m.Blocks)), maxArchiveHeader); err == nil {
 				if root, err := archiveRoot(header); err == nil {
 					m.Commit = lexutil.LexLink(root)

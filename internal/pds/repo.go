@@ -142,7 +142,7 @@ func (r *Repo) load(ctx context.Context) error {
 // loadTree builds the tree of the record rows, and calls each with every one of them.
 func loadTree(ctx context.Context, q queryer, did syntax.DID, each func()) (*tree.Tree, error) {
 	b := tree.NewBuilder(true, nil)
-	err := eachRow(ctx, q, did, false, func(path string, c cid.Cid, _ []byte) error {
+	err := eachRow(ctx, q, did, false, func(path string, c cid.Cid, _, _ []byte) error {
 		each()
 		return b.Add(path, c)
 	})
@@ -155,41 +155,41 @@ func loadTree(ctx context.Context, q queryer, did syntax.DID, each func()) (*tre
 
 // eachRow calls fn with every record in the order of paths, which is not that of collections: "a.b/x" comes after
 // "a.b-c/x" and "a.b.c/x". value is nil where it is not wanted, and valid during the call alone.
-func eachRow(ctx context.Context, q queryer, did syntax.DID, values bool, fn func(path string, c cid.Cid, value []byte) error) error {
+func eachRow(ctx context.Context, q queryer, did syntax.DID, values bool, fn func(path string, c cid.Cid, value, rev []byte) error) error {
 	collections, err := collectionsOf(ctx, q, did)
 	if err != nil {
 		return err
 	}
 	slices.SortFunc(collections, func(a, b string) int { return strings.Compare(a+"/", b+"/") })
-	column := "NULL"
+	columns := "NULL, NULL"
 	if values {
-		column = "value"
+		columns = "value, rev"
 	}
 	for _, collection := range collections {
-		if err := eachOf(ctx, q, did, collection, column, fn); err != nil {
+		if err := eachOf(ctx, q, did, collection, columns, fn); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func eachOf(ctx context.Context, q queryer, did syntax.DID, collection, column string, fn func(string, cid.Cid, []byte) error) error {
-	rows, err := q.QueryContext(ctx, `SELECT rkey, cid, `+column+` FROM record WHERE did = ? AND collection = ? ORDER BY rkey`, did.String(), collection)
+func eachOf(ctx context.Context, q queryer, did syntax.DID, collection, columns string, fn func(string, cid.Cid, []byte, []byte) error) error {
+	rows, err := q.QueryContext(ctx, `SELECT rkey, cid, `+columns+` FROM record WHERE did = ? AND collection = ? ORDER BY rkey`, did.String(), collection)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rows.Close() }()
 	var rkey string
-	var raw, value sql.RawBytes
+	var raw, value, rev sql.RawBytes
 	for rows.Next() {
-		if err := rows.Scan(&rkey, &raw, &value); err != nil {
+		if err := rows.Scan(&rkey, &raw, &value, &rev); err != nil {
 			return err
 		}
 		_, c, err := cid.CidFromBytes(raw)
 		if err != nil {
 			return fmt.Errorf("%w: record %s/%s: %w", ErrCorrupt, collection, rkey, err)
 		}
-		if err := fn(collection+"/"+rkey, c, value); err != nil {
+		if err := fn(collection+"/"+rkey, c, value, rev); err != nil {
 			return err
 		}
 	}
@@ -321,7 +321,7 @@ func (r *Repo) setSigner(key atcrypto.PrivateKey) {
 	r.key = key
 }
 
-// Verify reads every record, compares it with its CID, and the tree that they make with the head, whose
+// Verify reads every record, compares it with its CID and what records may be, and the tree that they make with the head, whose
 // signature is checked too. It returns how many records there are. Errors: ErrCorrupt, which names the record.
 func (r *Repo) Verify(ctx context.Context) (records int, err error) {
 	fresh := &Repo{host: r.host, did: r.did, key: r.signer()}
@@ -340,8 +340,12 @@ func (r *Repo) Verify(ctx context.Context) (records int, err error) {
 		if err := rows.Scan(&collection, &rkey, &raw, &value); err != nil {
 			return records, err
 		}
-		if !bytes.Equal(cborCID(value).Bytes(), raw) {
-			return records, fmt.Errorf("%w: record %s/%s does not have the bytes that its CID names", ErrCorrupt, collection, rkey)
+		c, err := cid.Cast(raw)
+		if err == nil {
+			err = checkRecord(collection+"/"+rkey, c, value)
+		}
+		if err != nil {
+			return records, fmt.Errorf("%w: record %w", ErrCorrupt, err)
 		}
 		records++
 	}

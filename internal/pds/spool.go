@@ -71,9 +71,7 @@ func (r *Repo) spool(ctx context.Context, which *selection) (_ *carSpool, err er
 	if err != nil {
 		return nil, err
 	}
-	if err := which.read(ctx, tx, r.did, head); err != nil {
-		return nil, err
-	}
+	which.of(head)
 	return s, s.fill(ctx, tx, r, head, which)
 }
 
@@ -106,10 +104,10 @@ func (s *carSpool) fill(ctx context.Context, tx *sql.Tx, r *Repo, head Head, whi
 		return err
 	})
 	seen := map[[16]byte]struct{}{} // equal records share a block
-	err := eachRow(ctx, tx, r.did, true, func(path string, c cid.Cid, value []byte) error {
+	err := eachRow(ctx, tx, r.did, true, func(path string, c cid.Cid, value, rev []byte) error {
 		n := 0
 		key := [16]byte([]byte(c.KeyString())[c.ByteLen()-16:])
-		if _, again := seen[key]; !again && which.record(c) {
+		if _, again := seen[key]; !again && which.record(c, rev) {
 			seen[key] = struct{}{}
 			var err error
 			if n, err = writeCARBlock(records, tree.Block{CID: c, Data: value}); err != nil {

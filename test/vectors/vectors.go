@@ -12,7 +12,7 @@ import (
 )
 
 // Read is a file of the module, like atproto/repo/testdata/commit-proof-fixtures.json.
-func Read(t *testing.T, path string) []byte {
+func Read(t testing.TB, path string) []byte {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(Dir(t), path))
 	if err != nil {
@@ -22,7 +22,7 @@ func Read(t *testing.T, path string) []byte {
 }
 
 // Dir is where the module lies: the protocol's Lexicons are below lexicons/.
-func Dir(t *testing.T) string {
+func Dir(t testing.TB) string {
 	t.Helper()
 	dir, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/bluesky-social/indigo").Output()
 	if err != nil {
