@@ -9,6 +9,11 @@ import (
 func (h *Hold) startBackground(ctx context.Context) {
 	ctx, h.stop = context.WithCancel(context.WithoutCancel(ctx))
 	h.posts.ctx, h.posts.places = ctx, make(chan struct{}, maxPosting)
+	h.posts.making.Go(func() {
+		if err := h.resumePosts(ctx); err != nil && ctx.Err() == nil {
+			h.log.Error("make posts that were under way", "error", err)
+		}
+	})
 	for _, task := range []struct {
 		what  string
 		every time.Duration

@@ -135,13 +135,16 @@ func (h *Hold) pushed(ctx context.Context, caller syntax.DID, m ledger.Manifest,
 	created := int64(len(layers))
 	key := caller.String() + " " + m.Repository + " " + m.Digest.String() + " " + in.Tag
 	counted := h.once(key)
-	if err := h.ledger.Push(ctx, m, uri, counted); err != nil {
+	post := h.wantedPost(ctx, m, uri, in)
+	if err := h.ledger.Push(ctx, m, uri, counted, post); err != nil {
 		h.again(key, counted)
 		return out, err
 	}
 	h.quota.forget(caller)
 	h.imageCame(m.Config)
-	h.announce(ctx, m, uri, in, blobs)
+	if post != nil {
+		h.announce(post.Post, m, in, blobs)
+	}
 	out.Operation, out.LayersCreated, out.StatsUpdated = "push", &created, &counted
 	return out, nil
 }

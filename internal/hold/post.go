@@ -3,6 +3,7 @@ package hold
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -36,36 +37,105 @@ type poster struct {
 	places chan struct{} // of those that are being made
 }
 
-// maxPosting bounds the posts that are being made.
-const maxPosting = 16
+const (
+	// maxPosting bounds the posts that are being made.
+	maxPosting = 16
+	// maxPostsResumed bounds those that a start makes.
+	maxPostsResumed = 100
+)
 
-// announce begins a post about a push, where the hold does that. What goes wrong costs the post, never the push.
+// wantedPost is the post that a push asks for, where the hold does that; nil for none. What goes wrong costs the post,
+// never the push.
 //
 // Source: contract, "notifyManifest"; record app.bsky.feed.post.
-func (h *Hold) announce(ctx context.Context, m ledger.Manifest, uri syntax.ATURI, in atcr.HoldNotifyManifestInput, blobs []namedBlob) {
+func (h *Hold) wantedPost(ctx context.Context, m ledger.Manifest, uri syntax.ATURI, in atcr.HoldNotifyManifestInput) *ledger.PostDue {
 	if !h.config.BlueskyPosts || in.Tag == "" || !validTag(in.Tag) {
-		return
+		return nil
 	}
 	post := ledger.Post{Owner: m.Owner, Manifest: uri, Tag: in.Tag}
-	if may, err := h.ledger.MayPost(ctx, post, maxPostsPerDay); err != nil || !may {
-		if err != nil {
-			h.log.Warn("post about a push", "error", err)
-		}
-		return
+	may, _, err := h.ledger.MayPost(ctx, post, maxPostsPerDay)
+	if err != nil {
+		h.log.Warn("post about a push", "error", err)
 	}
+	if err != nil || !may {
+		return nil
+	}
+	message, err := json.Marshal(in)
+	if err != nil {
+		h.log.Warn("post about a push", "error", err)
+		return nil
+	}
+	return &ledger.PostDue{Post: post, Message: message}
+}
+
+// announce begins a post. It is settled when it is made, or cannot be; one that the hold's end cuts short is not.
+func (h *Hold) announce(post ledger.Post, m ledger.Manifest, in atcr.HoldNotifyManifestInput, blobs []namedBlob) {
 	log := h.log.With("did", m.Owner.String(), "repository", m.Repository)
+	ctx := h.posts.ctx
+	settle := func() {
+		if err := h.ledger.PostSettled(context.WithoutCancel(ctx), post); err != nil {
+			log.Warn("post about a push", "error", err)
+		}
+	}
 	select {
 	case h.posts.places <- struct{}{}:
 	default:
 		log.Warn("no post about a push: too many are being made")
+		settle()
 		return
 	}
 	h.posts.making.Go(func() {
 		defer func() { <-h.posts.places }()
-		if err := h.post(h.posts.ctx, post, m, in, blobs); err != nil {
+		err := h.post(ctx, post, m, in, blobs)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
 			log.Info("no post about a push", "error", err)
 		}
+		settle()
 	})
+}
+
+// resumePosts makes the posts that were under way when the hold ended, one after the other.
+func (h *Hold) resumePosts(ctx context.Context) error {
+	due, err := h.ledger.PostsDue(ctx, maxPostsResumed)
+	if err != nil {
+		return err
+	}
+	for _, d := range due {
+		if !h.config.BlueskyPosts {
+			err = errors.New("this hold posts no more")
+		} else {
+			err = h.resumePost(ctx, d)
+		}
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // they are found again at the next start
+		}
+		if err != nil {
+			h.log.Info("no post about a push", "did", d.Owner.String(), "error", err)
+		}
+		if err := h.ledger.PostSettled(ctx, d.Post); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Hold) resumePost(ctx context.Context, d ledger.PostDue) error {
+	var in atcr.HoldNotifyManifestInput
+	if err := json.Unmarshal(d.Message, &in); err != nil {
+		return err
+	}
+	m, err := notified(in)
+	if err != nil {
+		return err
+	}
+	blobs, err := h.manifestBlobs(ctx, d.Owner, in.Manifest)
+	if err != nil {
+		return err
+	}
+	return h.post(ctx, d.Post, m, in, blobs)
 }
 
 func validTag(tag string) bool {
@@ -98,7 +168,7 @@ func (h *Hold) post(ctx context.Context, post ledger.Post, m ledger.Manifest, in
 func (h *Hold) writePost(ctx context.Context, post ledger.Post, raw json.RawMessage) error {
 	h.counting.Lock()
 	defer h.counting.Unlock()
-	if may, err := h.ledger.MayPost(ctx, post, maxPostsPerDay); err != nil || !may {
+	if may, known, err := h.ledger.MayPost(ctx, post, maxPostsPerDay); err != nil || !may || !known {
 		return err
 	}
 	post.Rkey = syntax.RecordKey(syntax.NewTIDFromTime(h.now(), 0))

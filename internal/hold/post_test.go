@@ -3,6 +3,7 @@ package hold
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -284,6 +285,42 @@ func TestPostWaitsForNobody(t *testing.T) {
 		if n := len(s.records(t, postNSID)); (n == 0) != erased {
 			t.Errorf("erased %v: %d posts", erased, n)
 		}
+	}
+}
+
+// Would catch a post that is lost with the process that was making it, and one that is made twice for that.
+func TestPostOutlivesTheHold(t *testing.T) {
+	t.Parallel()
+	p, c := newPeople(t), &clock{}
+	s := startHold(t, p, posting(p, c))
+	in := message(writer, "app", "m", s.push(t, writer, []byte("{}")))
+	p.repos.keep(manifestURI(in), s.recordOf(in))
+	reopen := func() {
+		t.Helper()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if s.Hold, err = Open(t.Context(), s.config, slog.New(slog.DiscardHandler), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.repos.mu.Lock() // their server does not answer
+	a := s.notify(t, writer, in)
+	reopen()
+	p.repos.mu.Unlock()
+	if a.status != http.StatusOK {
+		t.Fatal(a.body)
+	}
+	s.posts.making.Wait()
+	if post := s.onlyPost(t); !strings.Contains(post.Text, "pushed app:1.0") {
+		t.Errorf("%q", post.Text)
+	}
+	reopen()
+	s.posts.making.Wait()
+	s.onlyPost(t)
+	if due, err := s.ledger.PostsDue(t.Context(), 10); err != nil || len(due) != 0 {
+		t.Errorf("%d posts are left, %v", len(due), err)
 	}
 }
 

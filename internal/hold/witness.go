@@ -246,5 +246,5 @@ func (h *Hold) adopt(ctx context.Context, w *witness, did syntax.DID, i *invento
 		return err
 	}
 	defer h.imageCame(m.Config)
-	return h.ledger.Push(ctx, m, uri, false)
+	return h.ledger.Push(ctx, m, uri, false, nil)
 }

@@ -45,7 +45,7 @@ CREATE TABLE pending_stats (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE registration (did TEXT PRIMARY KEY, rkey TEXT NOT NULL UNIQUE, created_at INTEGER NOT NULL, pushed_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX registration_created ON registration (created_at);
-`, postMigration, registeredMigration}
+`, postMigration, registeredMigration, postDueMigration}
 
 // Ledger is one hold's. Safe for concurrent use.
 type Ledger struct {

@@ -117,7 +117,7 @@ func TestManifestURI(t *testing.T) {
 		if want := "at://did:plc:alice/io.atcr.manifest/" + step.want; err != nil || uri.String() != want {
 			t.Fatalf("%s: %s, want %s: %v", step.repository, uri, want, err)
 		}
-		if err := l.Push(t.Context(), m, uri, true); err != nil {
+		if err := l.Push(t.Context(), m, uri, true, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -134,7 +134,7 @@ func TestPublished(t *testing.T) {
 	m := ledger.Manifest{Owner: alice, Repository: "app", Digest: oci.FromBytes(nil)}
 	push := func() {
 		t.Helper()
-		if err := l.Push(t.Context(), m, "at://x", true); err != nil {
+		if err := l.Push(t.Context(), m, "at://x", true, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -43,8 +43,9 @@ func (l *Ledger) ManifestURI(ctx context.Context, m Manifest) (syntax.ATURI, err
 	return syntax.ATURI(plain), err
 }
 
-// Push remembers m under its record's at-uri and counts the push. m may be remembered already.
-func (l *Ledger) Push(ctx context.Context, m Manifest, uri syntax.ATURI, count bool) error {
+// Push remembers m under its record's at-uri, counts the push, and notes the post that it asks for (nil: none). m may be
+// remembered already.
+func (l *Ledger) Push(ctx context.Context, m Manifest, uri syntax.ATURI, count bool, post *PostDue) error {
 	now := l.now().UnixMilli()
 	return l.db.Write(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO pushed (user_did, digest, repository, manifest, config) VALUES (?,?,?,?,?)
@@ -55,6 +56,11 @@ func (l *Ledger) Push(ctx context.Context, m Manifest, uri syntax.ATURI, count b
 		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO told VALUES (1) ON CONFLICT DO NOTHING`); err != nil {
 			return err
+		}
+		if post != nil {
+			if err := l.due(ctx, tx, post); err != nil {
+				return err
+			}
 		}
 		if _, err = tx.ExecContext(ctx, `UPDATE registration SET pushed_at = ? WHERE did = ?`, now, m.Owner.String()); err != nil || !count {
 			return err
@@ -114,7 +120,7 @@ func (l *Ledger) ConfigOf(ctx context.Context, digest oci.Digest) ([]Manifest, e
 func (l *Ledger) Erase(ctx context.Context, did syntax.DID) error {
 	return l.db.Write(ctx, func(tx *sql.Tx) error {
 		for _, query := range []string{
-			`DELETE FROM pushed WHERE user_did = ?`, `DELETE FROM pending_stats WHERE user_did = ?`, `DELETE FROM registration WHERE did = ?`,
+			`DELETE FROM pushed WHERE user_did = ?`, `DELETE FROM pending_stats WHERE user_did = ?`, `DELETE FROM registration WHERE did = ?`, `DELETE FROM post_due WHERE user_did = ?`,
 		} {
 			if _, err := tx.ExecContext(ctx, query, did.String()); err != nil {
 				return err

@@ -19,6 +19,14 @@ CREATE TABLE post (
 CREATE INDEX post_day ON post (user_did, created_at);
 `
 
+// postDueMigration keeps posts that are to be made, so that none is lost with the process.
+const postDueMigration = `
+CREATE TABLE post_due (
+	user_did TEXT NOT NULL, manifest TEXT NOT NULL, tag TEXT NOT NULL, message BLOB NOT NULL, created_at INTEGER NOT NULL,
+	PRIMARY KEY (user_did, manifest, tag)
+) STRICT, WITHOUT ROWID;
+`
+
 // postDay is how long a post counts.
 const postDay = 24 * time.Hour
 
@@ -30,21 +38,74 @@ type Post struct {
 	Rkey     syntax.RecordKey
 }
 
-// MayPost tells whether the manifest is remembered (see Push), there was no post about it and that tag, and fewer than
-// limit about that person in the last day.
-func (l *Ledger) MayPost(ctx context.Context, p Post, limit int) (bool, error) {
+// MayPost tells whether there was no post about the manifest and that tag, and fewer than limit about that person in the
+// last day; known, whether the manifest is remembered (see Push).
+func (l *Ledger) MayPost(ctx context.Context, p Post, limit int) (may, known bool, err error) {
 	var same, today int
-	var known bool
-	err := l.db.Reader().QueryRowContext(ctx, `SELECT (SELECT count(*) FROM post WHERE user_did = ?1 AND manifest = ?2 AND tag = ?3),
+	err = l.db.Reader().QueryRowContext(ctx, `SELECT (SELECT count(*) FROM post WHERE user_did = ?1 AND manifest = ?2 AND tag = ?3),
 		(SELECT count(*) FROM post WHERE user_did = ?1 AND created_at > ?4), EXISTS (SELECT 1 FROM pushed WHERE user_did = ?1 AND manifest = ?2)`,
 		p.Owner.String(), p.Manifest.String(), p.Tag, l.now().Add(-postDay).UnixMilli()).Scan(&same, &today, &known)
-	return known && same == 0 && today < limit, err
+	return same == 0 && today < limit, known, err
 }
 
 // Posted remembers a post, in the transaction of the commit that has it.
 func (l *Ledger) Posted(ctx context.Context, tx *sql.Tx, p Post) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO post (user_did, manifest, tag, rkey, created_at) VALUES (?,?,?,?,?)`,
 		p.Owner.String(), p.Manifest.String(), p.Tag, p.Rkey.String(), l.now().UnixMilli())
+	if err != nil {
+		return err
+	}
+	return settled(ctx, tx, p)
+}
+
+// PostDue is a post that a push asks for. Message is what is to be known of the push.
+type PostDue struct {
+	Post
+	Message []byte
+}
+
+// due notes a post in the transaction of its push.
+func (l *Ledger) due(ctx context.Context, tx *sql.Tx, p *PostDue) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO post_due (user_did, manifest, tag, message, created_at) VALUES (?,?,?,?,?)
+		ON CONFLICT DO UPDATE SET message = excluded.message, created_at = excluded.created_at`,
+		p.Owner.String(), p.Manifest.String(), p.Tag, p.Message, l.now().UnixMilli())
+	return err
+}
+
+// PostsDue are up to limit posts that were to be made in the last day, oldest first. Older ones are forgotten: they are
+// no news any more.
+func (l *Ledger) PostsDue(ctx context.Context, limit int) (out []PostDue, err error) {
+	err = l.db.Write(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM post_due WHERE created_at <= ?`, l.now().Add(-postDay).UnixMilli())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	rows, err := l.db.Reader().QueryContext(ctx, `SELECT user_did, manifest, tag, message FROM post_due ORDER BY created_at LIMIT ?`, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var did, manifest string
+		var p PostDue
+		if err := rows.Scan(&did, &manifest, &p.Tag, &p.Message); err != nil {
+			return nil, err
+		}
+		p.Owner, p.Manifest = syntax.DID(did), syntax.ATURI(manifest)
+		out = append(out, p)
+	}
+	return out, rows.Err()
+}
+
+// PostSettled forgets that a post is to be made.
+func (l *Ledger) PostSettled(ctx context.Context, p Post) error {
+	return l.db.Write(ctx, func(tx *sql.Tx) error { return settled(ctx, tx, p) })
+}
+
+func settled(ctx context.Context, tx *sql.Tx, p Post) error {
+	_, err := tx.ExecContext(ctx, `DELETE FROM post_due WHERE user_did = ? AND manifest = ? AND tag = ?`, p.Owner.String(), p.Manifest.String(), p.Tag)
 	return err
 }
 
