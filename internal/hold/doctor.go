@@ -168,12 +168,16 @@ func (d *doctor) stream(ctx context.Context) {
 	d.found("firehose", "let the proxy pass WebSockets on: Upgrade and Connection headers, HTTP/1.1 to the hold, no buffering, timeouts over 60 s", err, "events come through")
 }
 
-// clock: compared with the directory's.
+// clock: the directory, by which it is known who calls, answers, and tells the same time.
 func (d *doctor) clock(ctx context.Context) {
 	const what, advice = "clock", "set the machine's clock, with NTP"
 	res, err := d.get(ctx, strings.TrimSuffix(d.config.PLCURL, "/")+"/_health")
+	if err == nil && res.StatusCode >= http.StatusInternalServerError {
+		err = fmt.Errorf("%s answers %s", d.config.PLCURL, res.Status)
+	}
+	d.found("identities", "let the hold reach HOLD_PLC_URL ("+d.config.PLCURL+"), through firewall and name server: without it, it cannot check who calls it, and refuses them", err, "their directory answers")
 	if err != nil {
-		d.found(what, "the hold must reach HOLD_PLC_URL to check who calls it: "+d.config.PLCURL, err, "")
+		d.found(what, "", nil, "there is nothing to compare it with")
 		return
 	}
 	at, err := http.ParseTime(res.Header.Get("Date"))

@@ -39,7 +39,7 @@ func TestDoctor(t *testing.T) {
 			t.Parallel()
 			s := startHold(t, p, change)
 			said, healthy := examine(t, s)
-			if !healthy || strings.Contains(said, "BAD") || strings.Count(said, "ok  ") != 13 {
+			if !healthy || strings.Contains(said, "BAD") || strings.Count(said, "ok  ") != 14 {
 				t.Errorf("%s", said)
 			}
 			for _, want := range []string{"listed, read and deleted", "a part was sent", "refuses bytes that are not those", "neither hold nor storage is under"} {
@@ -69,7 +69,7 @@ func TestDoctor(t *testing.T) {
 		"another server": {func(_ *testing.T, s *server, _ *clock) { s.Hold.config.PublicURL = another.URL }, []string{"BAD public URL: did.json is not this hold's", "BAD firehose", "let the proxy pass WebSockets on"}},
 		"no server":      {func(_ *testing.T, s *server, _ *clock) { s.Hold.config.PublicURL = gone.URL }, []string{"BAD public URL", "let " + gone.URL + " lead to"}},
 		"wrong clock":    {func(_ *testing.T, _ *server, c *clock) { c.advance(-time.Hour) }, []string{"BAD clock: it is -", "NTP"}},
-		"no directory":   {func(_ *testing.T, s *server, _ *clock) { s.Hold.config.PLCURL = gone.URL }, []string{"BAD clock", "HOLD_PLC_URL"}},
+		"no directory":   {func(_ *testing.T, s *server, _ *clock) { s.Hold.config.PLCURL = gone.URL }, []string{"BAD identities: ", "let the hold reach HOLD_PLC_URL", "ok  clock: there is nothing to compare it with"}},
 		"storage taken away": {func(t *testing.T, s *server, _ *clock) {
 			t.Helper()
 			root := s.Hold.config.StorageRootDir

@@ -1,8 +1,10 @@
 package hold
 
 import (
+	"database/sql"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -62,5 +64,54 @@ func TestExportIsStreamed(t *testing.T) {
 		if w.most > 64<<10 {
 			t.Fatalf("%d of %d bytes at once", w.most, w.Body.Len())
 		}
+	}
+}
+
+// Would catch an export that ends in the middle, as if it were whole.
+func TestExportIsCutShort(t *testing.T) {
+	t.Parallel()
+	s := startHold(t, newPeople(t), open)
+	var named []oci.Digest
+	for i := range 400 { // more than one write's 64 KiB of records
+		named = append(named, s.push(t, writer, fmt.Appendf(nil, "layer %d", i)))
+	}
+	if a := s.notify(t, writer, message(writer, "app", "m", named[0], named...)); a.status != http.StatusOK {
+		t.Fatal(a.body)
+	}
+	get := func() (*http.Response, []byte, error) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.config.PublicURL+"/xrpc/"+atcr.HoldExportUserDataNSID, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+s.token(t, writer, atcr.HoldExportUserDataNSID))
+		res, err := s.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		return res, raw, err
+	}
+	_, whole, err := get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage := func(from string) {
+		err := s.db.Write(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.ExecContext(t.Context(), `UPDATE record SET value = x'ff' WHERE collection = ?1 AND rkey >= (SELECT `+from+`(rkey) FROM record WHERE collection = ?1)`, atcr.HoldLayerNSID)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage("max")
+	res, part, err := get()
+	if res.StatusCode != http.StatusOK || err == nil || len(part) < 32<<10 || len(part) >= len(whole) {
+		t.Errorf("%d, %d bytes of %d, %v", res.StatusCode, len(part), len(whole), err)
+	}
+	damage("min")
+	if res, part, err = get(); res.StatusCode != http.StatusInternalServerError || err != nil || !json.Valid(part) {
+		t.Errorf("before the first byte: %d %.200s %v", res.StatusCode, part, err)
 	}
 }
