@@ -22,9 +22,9 @@ import (
 
 // Store is a blobstore.Store over a folder. Safe for concurrent use.
 type Store struct {
-	root     string
-	sync     func(*os.File) error // tests break it
-	writeOut func(f *os.File, from, n int64) error
+	root  string
+	sync  func(*os.File) error // tests break it
+	flush func(*os.File) error // sync, while bytes arrive
 
 	mu      sync.Mutex
 	folders map[string]bool // known to be there, and durable
@@ -34,7 +34,7 @@ var _ blobstore.Store = (*Store)(nil)
 
 // New makes a Store over root, an absolute path. Check makes the folder.
 func New(root string) *Store {
-	return &Store{root: root, folders: map[string]bool{}, sync: (*os.File).Sync, writeOut: writeOut}
+	return &Store{root: root, folders: map[string]bool{}, sync: (*os.File).Sync, flush: (*os.File).Sync}
 }
 
 // path is where a key's file is. Errors: keys that are empty, absolute, or have empty or dot parts.

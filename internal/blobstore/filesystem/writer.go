@@ -25,15 +25,15 @@ const (
 
 var buffers = sync.Pool{New: func() any { return new([bufferBytes]byte) }}
 
-// writer appends to a staged file. The disk is told to write while bytes still arrive, so that Commit has
-// little to wait for.
+// writer appends to a staged file. It is synced while bytes still arrive, so that Commit has little to wait for: to have
+// the kernel write alone would leave a disk's own cache for the end, which took 1.2 s for 1 GiB.
 type writer struct {
 	store *Store
 	name  string
 	file  *os.File // nil: the file is gone, renamed perhaps
 	size  int64
 
-	flushed  int64      // up to here the kernel was told to write
+	flushed  int64      // up to here the file was synced, or is being
 	flushing chan error // gets the end of the flush under way
 	lost     error      // the system could not write bytes that it had taken
 }
@@ -89,8 +89,7 @@ func fill(r io.Reader, p []byte) (n int, err error) {
 	return n, err
 }
 
-// flush has the kernel write what came since the last flush, at most one at a time; a disk that is slower
-// than the sender slows it.
+// flush syncs what came since the last flush, at most one at a time; a disk that is slower than the sender slows it.
 func (w *writer) flush() error {
 	if w.size-w.flushed < flushBytes {
 		return nil
@@ -98,9 +97,9 @@ func (w *writer) flush() error {
 	if err := w.awaitFlush(); err != nil {
 		return err
 	}
-	from, to, done := w.flushed, w.size, make(chan error, 1)
-	w.flushed, w.flushing = to, done
-	go func() { done <- w.store.writeOut(w.file, from, to-from) }()
+	done := make(chan error, 1)
+	w.flushed, w.flushing = w.size, done
+	go func() { done <- w.store.flush(w.file) }()
 	return nil
 }
 

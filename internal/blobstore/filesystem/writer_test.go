@@ -41,7 +41,7 @@ func TestLostBytesAreNotForgotten(t *testing.T) {
 	t.Parallel()
 	for name, breaks := range map[string]func(*Store){
 		"as they arrive": func(s *Store) {
-			s.writeOut = func(*os.File, int64, int64) error { return syscall.EIO }
+			s.flush = func(*os.File) error { return syscall.EIO }
 		},
 		"at the end": func(s *Store) {
 			first := true
