@@ -31,6 +31,10 @@ type queue interface {
 // again, must not have theirs wait beside everybody's.
 const keptFor = 90 * 24 * time.Hour
 
+// deedWithin is how long a PDS may take over a deletion that nobody waits for any more: after that the deletion is
+// believed never to have been made.
+const deedWithin = 6 * time.Hour
+
 const operationDelete = "delete"
 
 // patience is how long a push waits for what the hold says of it, where that may be a refusal.
@@ -222,8 +226,15 @@ func (n *notifier) deliver(ctx context.Context, m outbox.Message) (err error) {
 		return err
 	}
 	if !m.Released {
-		if there, err := n.stillThere(ctx, m); there || err != nil {
+		there, err := n.stillThere(ctx, m)
+		if err != nil {
 			return err
+		}
+		if there && n.clock().Sub(m.Since) < deedWithin {
+			return fmt.Errorf("%w: the manifest's record is there", outbox.ErrTooEarly)
+		}
+		if there {
+			return nil
 		}
 	}
 	err = n.send(ctx, at, m)

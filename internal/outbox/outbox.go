@@ -21,6 +21,10 @@ import (
 // ErrRefused is wrapped by Deliver to say that trying again would not help: the message is dropped, and logged.
 var ErrRefused = errors.New("the message was refused")
 
+// ErrTooEarly is wrapped by Deliver to say that what the message tells of is not so yet: it is tried again later, and
+// meanwhile the messages behind it go.
+var ErrTooEarly = errors.New("what the message tells of is not so yet")
+
 // ErrFull says that a sender, or all together, have too many messages waiting.
 var ErrFull = errors.New("too many messages wait to be delivered")
 
@@ -53,7 +57,8 @@ type Message struct {
 // Config is what Open needs.
 type Config struct {
 	DB *sqldb.DB
-	// Deliver sends a message. An error that wraps ErrRefused drops it; any other has it sent again later.
+	// Deliver sends a message. An error that wraps ErrRefused drops it; any other has it sent again later, with
+	// ErrTooEarly out of its turn.
 	Deliver func(ctx context.Context, m Message) error
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer // may be nil
@@ -72,6 +77,8 @@ CREATE INDEX outbox_lane ON outbox (sender, recipient, id);
 ALTER TABLE outbox ADD COLUMN claimed_until INTEGER NOT NULL DEFAULT 0;
 `, `
 ALTER TABLE outbox ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
+`, `
+ALTER TABLE outbox ADD COLUMN aside INTEGER NOT NULL DEFAULT 0;
 `}
 
 // Personal is what waits to be said in people's names.
@@ -256,13 +263,22 @@ func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
 	o.delivered.WithLabelValues("later").Inc()
 	o.config.Logger.Info("a message is sent again later", "kind", m.Kind, "sender", m.Sender, "to", m.To, "attempts", attempts+1, "error", failed)
 	pause := min(firstPause<<min(attempts, 20), longestPause)
-	return true, o.exec(keep, `UPDATE outbox SET attempts = attempts + 1, claimed_until = 0, due_at = ? WHERE id = ?`, o.config.Now().Add(pause).UnixMilli(), m.ID)
+	return true, o.exec(keep, `UPDATE outbox SET attempts = attempts + 1, claimed_until = 0, aside = ?, due_at = CASE WHEN released = ? THEN ? ELSE due_at END WHERE id = ?`,
+		bit(errors.Is(failed, ErrTooEarly)), bit(m.Released), o.config.Now().Add(pause).UnixMilli(), m.ID) // one released meanwhile is due
+}
+
+func bit(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // due are messages that may be delivered: their time has come, no older one of their lane is there, and nobody
-// else delivers them. So who claims a message has its lane.
+// else delivers them. So who claims a message has its lane. One put aside is not in its lane until its time comes.
 const due = `FROM outbox o WHERE o.due_at <= ?1 AND o.claimed_until <= ?1
-	AND NOT EXISTS (SELECT 1 FROM outbox p WHERE p.sender = o.sender AND p.recipient = o.recipient AND p.id < o.id)
+	AND NOT EXISTS (SELECT 1 FROM outbox p WHERE p.sender = o.sender AND p.recipient = o.recipient AND p.id < o.id
+		AND (p.aside = 0 OR p.due_at <= ?1 OR p.claimed_until > ?1))
 	ORDER BY o.due_at LIMIT 1`
 
 // claim takes the message that is due longest; its ID is 0 for none.

@@ -134,6 +134,48 @@ func TestDelivery(t *testing.T) {
 	})
 }
 
+// Would catch a message that comes too early and holds up its lane, or that never goes when its time has come.
+func TestTooEarly(t *testing.T) {
+	t.Parallel()
+	databases.Each(t, func(t *testing.T, d databases.Database) {
+		w := newWorld(t, d)
+		o := w.open(t)
+		defer func() { o.Close() }()
+		early, later := add(t, o, "alice", "hold", "early"), add(t, o, "alice", "hold", "later")
+		w.fail("early", fmt.Errorf("%w: it is there", outbox.ErrTooEarly))
+		if err := o.Release(t.Context(), later); err != nil {
+			t.Fatal(err)
+		}
+		w.ahead.Store(int64(2 * time.Minute)) // its sender said nothing
+		if err := o.Release(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		w.await(t, "later")
+		w.fail("early", nil)
+		if err := o.Release(t.Context(), early); err != nil {
+			t.Fatal(err)
+		}
+		w.await(t, "early")
+		o.Close()
+		add(t, o, "alice", "hold", "again")
+		w.fail("again", outbox.ErrTooEarly)
+		w.ahead.Add(int64(2 * time.Minute))
+		o = w.open(t)
+		w.await(t, "again")
+		o.Close()
+		w.fail("again", nil)
+		w.ahead.Add(int64(2 * time.Minute))
+		o = w.open(t) // a process that knows only what is kept
+		w.await(t, "again")
+		o.Close()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if !slices.Equal(w.got, []string{"later", "early", "again"}) {
+			t.Errorf("%v", w.got)
+		}
+	})
+}
+
 // Would catch a message whose sender died between the two and that never goes.
 func TestHeldBack(t *testing.T) {
 	t.Parallel()
