@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
@@ -24,6 +25,9 @@ func (s *Server) getBlob(w http.ResponseWriter, r *http.Request) error {
 	if place.Through {
 		return s.sendBlob(w, r, place, digest)
 	}
+	if backwards(r.Header["Range"]) {
+		return &oci.Error{Code: oci.CodeUnsupported, Status: http.StatusRequestedRangeNotSatisfiable, Message: "the range ends before it begins"}
+	}
 	h := w.Header()
 	values := [2]string{place.URL, q.path.Reference}
 	h["Location"] = values[0:1:1]
@@ -32,6 +36,21 @@ func (s *Server) getBlob(w http.ResponseWriter, r *http.Request) error {
 	h["Content-Length"] = nothing
 	w.WriteHeader(http.StatusTemporaryRedirect)
 	return nil
+}
+
+// backwards tells whether a Range asks for bytes that end before they begin. Storage answers that with everything, as
+// RFC 9110 lets it, and the distribution spec wants a 416.
+//
+// Source: RFC 9110, section 14.1.1.
+func backwards(ranges []string) bool {
+	if len(ranges) != 1 {
+		return false
+	}
+	rest, ok := strings.CutPrefix(ranges[0], "bytes=")
+	first, last, _ := strings.Cut(rest, "-")
+	from, fromErr := strconv.ParseUint(first, 10, 64)
+	to, toErr := strconv.ParseUint(last, 10, 64)
+	return ok && fromErr == nil && toErr == nil && to < from
 }
 
 // sendBlob passes bytes on. Where there are fewer than were said, the client's connection breaks off too.

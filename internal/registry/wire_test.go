@@ -167,7 +167,7 @@ func TestUpload(t *testing.T) {
 	}
 }
 
-// Would catch a blob's HEAD without its size, and a GET that is not a redirect.
+// Would catch a blob's HEAD without its size, a GET that is not a redirect, and one of a Range that no storage refuses.
 func TestBlob(t *testing.T) {
 	t.Parallel()
 	m, s := newServer(t)
@@ -181,7 +181,15 @@ func TestBlob(t *testing.T) {
 	if res.StatusCode != 307 || res.Header.Get("Location") != "https://hold.test/"+d.Hex() || res.Header.Get("Cache-Control") != "no-store" {
 		t.Errorf("GET: %s %v", res.Status, res.Header)
 	}
-	if res, body := send(t, s, http.MethodGet, "/v2/alice.test/app/blobs/sha256:"+hex64, nil); res.StatusCode != 404 || codeOf(body) != "BLOB_UNKNOWN" {
+	for text, want := range map[string]int{
+		"bytes=500-0": 416, "bytes=1-0": 416, "bytes=0-0": 307, "bytes=2-": 307, "bytes=-2": 307, "bytes=900-901": 307,
+		"bytes=3-0,1-2": 307, "items=3-0": 307, "bytes=x-0": 307, "bytes=99999999999999999999-0": 307, "bytes": 307,
+	} {
+		if res, body := send(t, s, http.MethodGet, "/v2/alice.test/app/blobs/"+d.String(), nil, "Range", text); res.StatusCode != want || want == 416 && codeOf(body) == "" {
+			t.Errorf("%s: %s %s", text, res.Status, body)
+		}
+	}
+	if res, body := send(t, s, http.MethodGet, "/v2/alice.test/app/blobs/sha256:"+hex64, nil, "Range", "bytes=5-0"); res.StatusCode != 404 || codeOf(body) != "BLOB_UNKNOWN" {
 		t.Errorf("%s %s", res.Status, body)
 	}
 }
