@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"atcr.io/internal/devnet"
 )
 
 // Would catch a flood of names that nobody has, or of requests past the caches, that goes on for ever; one caller's
@@ -70,6 +72,39 @@ func TestFloods(t *testing.T) {
 	}
 	if token.status != 429 || token.header.Get("Retry-After") == "" {
 		t.Errorf("tokens without end: %d", token.status)
+	}
+	// Names that a token is asked for cost as much as those that are pulled from; nobody's, and those that nobody answers for.
+	names := func(from, authorization, query string) (served int) {
+		t.Helper()
+		for i := range 300 {
+			header := []string{"X-Forwarded-For", from, "Authorization", authorization}
+			if authorization == "" {
+				header[3] = basic(fmt.Sprintf("nobody%d.test", 5000+i), "x")
+			}
+			got := request(t, http.MethodGet, n.base+"/auth/token"+strings.ReplaceAll(query, "%d", strconv.Itoa(i)), nil, header...)
+			if got.status == 429 {
+				if got.header.Get("Retry-After") == "" || got.header.Get("RateLimit-Limit") != "600;w=60" {
+					t.Errorf("%v", got.header)
+				}
+				return i
+			}
+		}
+		return 300
+	}
+	scopes := "?scope=repository:a%d.test/x:push&scope=repository:b%d.test/x:push&scope=repository:c%d.test/x:push"
+	if served := names("8.8.2.1", "", ""); served > 12 {
+		t.Errorf("%d users that nobody is were looked up", served)
+	}
+	if served := names("8.8.2.2", basic(n.alice.Handle, n.alice.AppPassword), scopes); served > 5 || served == 0 {
+		t.Errorf("a token for names that nobody has was given %d times", served)
+	}
+	slow := n.PDS.Inject(devnet.Method("com.atproto.identity.resolveHandle"), devnet.Down())
+	if served, last := flood("8.8.2.3", "/v2/slow%d.test/app/manifests/1.0"); served > 60 || last.status != 429 {
+		t.Errorf("%d names that nobody answers for were looked up, then %d", served, last.status)
+	}
+	slow.Remove()
+	if slow.Fired() == 0 {
+		t.Error("nobody was asked")
 	}
 	n.forget() // two minutes later
 	if got := n.nobody().do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "X-Forwarded-For", "8.8.1.3"); got.status != 200 {

@@ -140,6 +140,7 @@ func identityError(text string, err error) error {
 	case errors.Is(err, identity.ErrUnavailable):
 		e = oci.Unavailable(http.StatusServiceUnavailable, nil, "the account %.100s cannot be looked up right now: try again in a moment", text)
 		e.RetryAfter = 5 * time.Second
+		err = errors.Join(registry.ErrUnresolved, err)
 	case errors.Is(err, identity.ErrNotFound), errors.Is(err, identity.ErrInvalid):
 		e = oci.Errorf(oci.CodeNameUnknown, "there is no account %.100s", text)
 	default:

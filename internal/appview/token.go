@@ -61,10 +61,8 @@ type tokenRequest struct {
 //
 // Source: https://distribution.github.io/distribution/spec/auth/token/, …/auth/oauth/
 func (t *tokenServer) serve(w http.ResponseWriter, r *http.Request) error {
-	if t.limits != nil {
-		if a, limited := t.limits.Take(r, registry.Caller{}, 1); limited && a.Wait > 0 {
-			return &oci.Error{Code: oci.CodeTooManyRequests, Message: "too many requests: slow down", RetryAfter: a.Wait}
-		}
+	if err := registry.Take(w, r, t.limits, registry.Caller{}); err != nil {
+		return err
 	}
 	in, err := readTokenRequest(w, r)
 	if err != nil {
@@ -95,7 +93,7 @@ func (t *tokenServer) serve(w http.ResponseWriter, r *http.Request) error {
 func (t *tokenServer) claims(w http.ResponseWriter, r *http.Request, in tokenRequest, asked []regtoken.Access) (regtoken.Claims, error) {
 	ctx := r.Context()
 	if !in.signedIn {
-		return regtoken.Claims{Access: t.granted(ctx, "", asked, credential.Scope{})}, nil
+		return regtoken.Claims{Access: t.granted(r, "", asked, credential.Scope{})}, nil
 	}
 	signIn := t.login
 	if credential.IsSecret(in.password) {
@@ -109,22 +107,22 @@ func (t *tokenServer) claims(w http.ResponseWriter, r *http.Request, in tokenReq
 		return regtoken.Claims{}, err
 	}
 	httpx.EventFrom(ctx).DID = s.DID.String()
-	c := regtoken.Claims{Subject: s.DID.String(), Session: s.ID, Access: t.granted(ctx, s.DID.String(), asked, scope)}
+	c := regtoken.Claims{Subject: s.DID.String(), Session: s.ID, Access: t.granted(r, s.DID.String(), asked, scope)}
 	if len(asked) > 0 && len(c.Access) == 0 {
 		// The credential is for other repositories: what everybody may, its bearer may too, as nobody.
-		c = regtoken.Claims{Access: t.granted(ctx, "", asked, credential.Scope{})}
+		c = regtoken.Claims{Access: t.granted(r, "", asked, credential.Scope{})}
 	}
 	return c, nil
 }
 
 // granted is what of asked the person has and scope allows: pull everywhere, since holds decide who reads, and
 // the rest where the name is theirs.
-func (t *tokenServer) granted(ctx context.Context, subject string, asked []regtoken.Access, scope credential.Scope) []regtoken.Access {
+func (t *tokenServer) granted(r *http.Request, subject string, asked []regtoken.Access, scope credential.Scope) []regtoken.Access {
 	var out []regtoken.Access
 	for _, a := range asked {
 		g := regtoken.Access{Type: a.Type, Name: a.Name}
 		own := ""
-		if t.isOwner(ctx, subject, a.Name) {
+		if t.isOwner(r, subject, a.Name) {
 			_, own, _ = strings.Cut(a.Name, "/")
 		}
 		for _, action := range a.Actions {
@@ -139,7 +137,8 @@ func (t *tokenServer) granted(ctx context.Context, subject string, asked []regto
 	return out
 }
 
-func (t *tokenServer) isOwner(ctx context.Context, subject, text string) bool {
+// isOwner charges for names that are looked up in vain, as they are where they are pulled from.
+func (t *tokenServer) isOwner(r *http.Request, subject, text string) bool {
 	if subject == "" {
 		return false
 	}
@@ -147,7 +146,8 @@ func (t *tokenServer) isOwner(ctx context.Context, subject, text string) bool {
 	if err != nil {
 		return false
 	}
-	of, err := t.owners.find(ctx, name.Owner)
+	of, err := t.owners.find(r.Context(), name.Owner)
+	registry.Charge(r, t.limits, registry.Caller{}, err)
 	return err == nil && of.DID.String() == subject
 }
 
@@ -241,7 +241,11 @@ func (t *tokenServer) show(r *http.Request, in tokenRequest) (session.Session, c
 		return session.Session{}, c.Scope, err
 	}
 	if name, err := parseIdentity(in.user); err == nil {
-		if who, err := t.directory.Lookup(ctx, name); err == nil && who.DID != c.DID {
+		who, err := t.directory.Lookup(ctx, name)
+		switch {
+		case errors.Is(err, identity.ErrUnavailable): // a handle that was changed costs its owner nothing
+			registry.Charge(r, t.limits, registry.Caller{}, identityError(in.user, err))
+		case err == nil && who.DID != c.DID:
 			return session.Session{}, c.Scope, unauthorized(nil, "that device or access token is not %.100s's", in.user)
 		}
 	}
@@ -262,6 +266,7 @@ func (t *tokenServer) loginByPassword(r *http.Request, in tokenRequest) (session
 	}
 	who, err := t.directory.Lookup(r.Context(), name)
 	if err != nil {
+		registry.Charge(r, t.limits, registry.Caller{}, identityError(in.user, err))
 		return session.Session{}, loginIdentityError(in.user, err)
 	}
 	if err := t.blocked(who.DID.String()); err != nil { // before their PDS is asked, and a profile made
