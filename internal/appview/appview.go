@@ -169,7 +169,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	if err != nil {
 		return err
 	}
-	a.every(background, blocksFresh, func(ctx context.Context) {
+	a.every(background, cmp.Or(c.blocksFresh, blocksFresh), func(ctx context.Context) {
 		if err := blocked.reload(ctx); err != nil && ctx.Err() == nil {
 			a.logger.Error("read what is blocked", "error", err)
 		}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"atcr.io/internal/devnet"
 	"atcr.io/internal/oci"
@@ -36,6 +37,8 @@ func TestBlocks(t *testing.T) {
 	alice.push("alice.test/app", image, "1.0")
 	alice.push("alice.test/other", image, "1.0")
 	bob.push("bob.test/app", newImage("bob's"), "1.0")
+	n.config.blocksFresh = 50 * time.Millisecond
+	n.restart()
 	list := n.blocking()
 	layer := oci.FromBytes(image.layer).String()
 	const why = "a court says so"

@@ -52,8 +52,9 @@ type Config struct {
 	Grace     time.Duration `env:"ATCR_SHUTDOWN_GRACE" default:"30s" doc:"How long requests in flight may go on after the first SIGTERM or Ctrl-C. A second one ends at once."`
 	TestMode  bool          `env:"TEST_MODE" default:"false" doc:"For development alone: allows http and private addresses for DIDs, PDSes, holds and storage. Nothing else is relaxed."`
 
-	proxies  []netip.Prefix
-	patience time.Duration // 0: callTimeout; tests have less
+	proxies     []netip.Prefix
+	patience    time.Duration // 0: callTimeout; tests have less
+	blocksFresh time.Duration // 0: blocksFresh; tests have less
 }
 
 // Prefix is what the names of settings that belong to the AppView alone begin with.
