@@ -6,21 +6,25 @@
 package httpx
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Handler serves a request or returns an error before the first byte of the answer.
+// Handler serves a request or returns an error. One that is returned after the answer began cuts it off.
 type Handler func(w http.ResponseWriter, r *http.Request) error
 
 // Translator writes err in one protocol's form and tells the status and the protocol's code, for the log.
@@ -79,7 +83,8 @@ func NewAdapter(logger *slog.Logger, reg prometheus.Registerer, prefix string) *
 }
 
 // Wrap makes an http.Handler of h. route is the pattern under which it is logged and counted, so it must
-// be one of a bounded set. A panic is logged with its stack and answered as an unknown error.
+// be one of a bounded set. A panic is logged with its stack and answered as an unknown error. Where the answer had begun,
+// also that to a HEAD, the connection is broken (of HTTP/2 the stream), so that no client takes it for whole.
 func (a *Adapter) Wrap(route string, translate Translator, h Handler) http.Handler {
 	count := a.counter(route)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -92,7 +97,8 @@ func (a *Adapter) Wrap(route string, translate Translator, h Handler) http.Handl
 		rw := &responseWriter{ResponseWriter: w}
 		err := a.call(h, rw, r)
 		status, code := rw.status, ""
-		if err != nil && !rw.started() {
+		cut := err != nil && !rw.hijacked && (rw.started() || errors.Is(err, http.ErrAbortHandler))
+		if err != nil && !cut && !rw.hijacked {
 			status, code = translate(rw, err)
 		}
 		if status == 0 {
@@ -100,7 +106,10 @@ func (a *Adapter) Wrap(route string, translate Translator, h Handler) http.Handl
 		}
 		elapsed := time.Since(start)
 		count(status, elapsed)
-		a.record(r, route, status, code, err, event, rw.bytes, elapsed)
+		a.record(r, route, status, code, cut, err, event, rw.bytes, elapsed)
+		if cut {
+			panic(http.ErrAbortHandler)
+		}
 	})
 }
 
@@ -125,7 +134,8 @@ func (a *Adapter) call(h Handler, w http.ResponseWriter, r *http.Request) (err e
 	defer func() {
 		if p := recover(); p != nil {
 			if p == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
-				panic(p)
+				err = http.ErrAbortHandler
+				return
 			}
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
@@ -133,14 +143,16 @@ func (a *Adapter) call(h Handler, w http.ResponseWriter, r *http.Request) (err e
 	return h(w, r)
 }
 
-func (a *Adapter) record(r *http.Request, route string, status int, code string, err error, e *Event, n int64, d time.Duration) {
+func (a *Adapter) record(r *http.Request, route string, status int, code string, cut bool, err error, e *Event, n int64, d time.Duration) {
 	logger, level := a.Logger, slog.LevelInfo
 	if logger == nil {
 		logger = slog.Default()
 	}
 	switch left := errors.Is(r.Context().Err(), context.Canceled); { // who asked is gone: nobody's failure
-	case err == nil || left && errors.Is(err, context.Canceled):
+	case err == nil || left && (cut || errors.Is(err, context.Canceled)):
 		level = slog.LevelDebug
+	case cut && !notTaken(err):
+		level = slog.LevelError
 	case status >= 500 && status != http.StatusNotImplemented:
 		level = slog.LevelError
 	}
@@ -156,17 +168,27 @@ func (a *Adapter) record(r *http.Request, route string, status int, code string,
 			attrs = append(attrs, slog.String(kv[0], kv[1]))
 		}
 	}
+	if cut {
+		attrs = append(attrs, slog.Bool("cut", true))
+	}
 	if err != nil {
 		attrs = append(attrs, slog.Any("error", err))
 	}
 	logger.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
+// notTaken tells whether an answer failed because its client took no more of it.
+func notTaken(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op != "read" && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, os.ErrDeadlineExceeded))
+}
+
 // responseWriter remembers status and bytes. Unwrap and ReadFrom keep deadlines and sendfile working.
 type responseWriter struct {
 	http.ResponseWriter
-	status int
-	bytes  int64
+	status   int
+	bytes    int64
+	hijacked bool // the connection is the handler's, and no answer is due
 }
 
 func (w *responseWriter) started() bool { return w.status >= 200 }
@@ -194,6 +216,12 @@ func (w *responseWriter) ReadFrom(r io.Reader) (int64, error) {
 	n, err := io.Copy(w.ResponseWriter, r)
 	w.bytes += n
 	return n, err
+}
+
+func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	w.hijacked = err == nil
+	return conn, rw, err
 }
 
 func (w *responseWriter) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -56,7 +57,6 @@ func TestAdapter(t *testing.T) {
 			return fmt.Errorf("wrapped: %w", errTeapot)
 		}, 418, "translated"},
 		"panic": {func(http.ResponseWriter, *http.Request) error { panic("boom") }, 500, "translated"},
-		"late":  {func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(202); return errTeapot }, 202, ""},
 		"read from": {func(w http.ResponseWriter, _ *http.Request) error {
 			_, err := io.Copy(w, strings.NewReader("copied"))
 			return err
@@ -68,13 +68,99 @@ func TestAdapter(t *testing.T) {
 			t.Errorf("%s: %d %q", route, w.Code, w.Body)
 		}
 	}
-	if n := testutil.CollectAndCount(registry, "test_http_requests_total"); n != 6 {
+	if n := testutil.CollectAndCount(registry, "test_http_requests_total"); n != 5 {
 		t.Errorf("%d rows of requests", n)
 	}
 	for _, want := range []string{"did=did:plc:seen", "code=CODE", "boom", "httpx_test.go"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, &log)
 		}
+	}
+}
+
+// Would catch an answer that fails in the middle, or after its header, and that its client takes for whole; one that is
+// then neither logged nor counted; and a connection that is its handler's own and is answered all the same.
+func TestCutAnswers(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		method, want string // "": cut off
+		handler      httpx.Handler
+	}{
+		"chunks": {http.MethodGet, "", func(w http.ResponseWriter, _ *http.Request) error {
+			_, err := io.WriteString(w, "some")
+			return errors.Join(err, http.NewResponseController(w).Flush(), errTeapot)
+		}},
+		"buffered": {http.MethodGet, "", func(w http.ResponseWriter, _ *http.Request) error {
+			_, err := io.WriteString(w, "<html>")
+			return errors.Join(err, errTeapot)
+		}},
+		"copied": {http.MethodGet, "", func(w http.ResponseWriter, _ *http.Request) error {
+			_, err := io.Copy(w, io.MultiReader(strings.NewReader("some"), iotest.ErrReader(errTeapot)))
+			return err
+		}},
+		"status alone": {http.MethodPost, "", func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(202); return errTeapot }},
+		"head":         {http.MethodHead, "", func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(200); return errTeapot }},
+		"panic": {http.MethodGet, "", func(w http.ResponseWriter, _ *http.Request) error {
+			_, _ = io.WriteString(w, "some")
+			panic(errTeapot)
+		}},
+		"abort":            {http.MethodGet, "", func(http.ResponseWriter, *http.Request) error { panic(http.ErrAbortHandler) }},
+		"before":           {http.MethodGet, "418 translated", func(http.ResponseWriter, *http.Request) error { return errTeapot }},
+		"head, before":     {http.MethodHead, "418 ", func(http.ResponseWriter, *http.Request) error { return errTeapot }},
+		"head with a body": {http.MethodHead, "200 ", func(w http.ResponseWriter, _ *http.Request) error { _, err := io.WriteString(w, "fine"); return err }},
+		"early, then fails": {http.MethodGet, "418 translated", func(w http.ResponseWriter, _ *http.Request) error {
+			w.WriteHeader(http.StatusEarlyHints)
+			return errTeapot
+		}},
+		"hijacked": {http.MethodGet, "200 own", func(w http.ResponseWriter, _ *http.Request) error {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return err
+			}
+			_, err = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nown")
+			return errors.Join(err, conn.Close(), errTeapot)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log, serverLog bytes.Buffer
+			registry := prometheus.NewRegistry()
+			wrapped := httpx.NewAdapter(slog.New(slog.NewTextHandler(&log, nil)), registry, "test").Wrap("r", translate, test.handler)
+			ended := make(chan bool)
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				defer close(ended)
+				wrapped.ServeHTTP(w, r)
+			}))
+			s.Config.ErrorLog = slog.NewLogLogger(slog.NewTextHandler(&serverLog, nil), slog.LevelError)
+			s.Start()
+			req, err := http.NewRequestWithContext(t.Context(), test.method, s.URL, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			res, err := s.Client().Do(req)
+			if err == nil {
+				var body []byte
+				if body, err = io.ReadAll(res.Body); err == nil {
+					got = fmt.Sprintf("%d %s", res.StatusCode, body)
+				}
+				_ = res.Body.Close()
+			}
+			<-ended
+			s.Close()
+			if got != test.want {
+				t.Errorf("%q, %v", got, err)
+			}
+			if n := testutil.CollectAndCount(registry, "test_http_requests_total"); n != 1 {
+				t.Errorf("%d rows of requests", n)
+			}
+			if cut := strings.Contains(log.String(), "level=ERROR") && strings.Contains(log.String(), "cut=true"); cut != (test.want == "") {
+				t.Errorf("the log: %s", &log)
+			}
+			if serverLog.Len() > 0 {
+				t.Errorf("the server's log: %s", &serverLog)
+			}
+		})
 	}
 }
 

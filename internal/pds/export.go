@@ -3,7 +3,6 @@ package pds
 import (
 	"bytes"
 	"compress/gzip"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -131,7 +130,10 @@ func (h *Host) sendCAR(w http.ResponseWriter, r *http.Request, repo *Repo, which
 	if acceptsGzip(r) {
 		header.Set("Content-Encoding", "gzip")
 		zipped, _ := gzip.NewWriterLevel(paced, gzip.BestSpeed) // fails for unknown levels alone
-		return errors.Join(spool.writeTo(zipped), zipped.Close())
+		if err := spool.writeTo(zipped); err != nil {
+			return err // without the end that would make it whole
+		}
+		return zipped.Close()
 	}
 	header.Set("Content-Length", strconv.FormatInt(spool.size(), 10))
 	return spool.writeTo(paced)

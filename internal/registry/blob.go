@@ -70,10 +70,8 @@ func (s *Server) sendBlob(w http.ResponseWriter, r *http.Request, place Place, d
 	h.Set("Docker-Content-Digest", string(digest))
 	h.Set("Accept-Ranges", "bytes")
 	w.WriteHeader(res.StatusCode)
-	if _, err := io.Copy(w, res.Body); err != nil {
-		panic(http.ErrAbortHandler) // it is too late for a status
-	}
-	return nil
+	_, err = io.Copy(w, res.Body)
+	return err
 }
 
 func (s *Server) headBlob(w http.ResponseWriter, r *http.Request) error {
