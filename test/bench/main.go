@@ -61,11 +61,15 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	bin := flags.String("bin", "bin", "folder of atcr-hold and atcr-appview")
 	plain := flags.String("plain", "", "be the plain server of the pushes, at address,folder")
 	bare := flags.String("bare", "", "be the bare server of the reads, at address,file")
+	socket := flags.String("socket", "", "be the socket of the reads, at address,")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *bare != "" {
 		return serveBare(ctx, *bare)
+	}
+	if *socket != "" {
+		return serveSocket(ctx, *socket)
 	}
 	if *plain != "" {
 		return servePlain(ctx, *plain)

@@ -48,7 +48,7 @@ func (b *bench) pushTargets(ctx context.Context, section, storage string) (targe
 		}
 		storages = []*s3Server{own, peerS3}
 	}
-	peer, err := b.startDistribution(ctx, "distribution"+suffix, peerS3)
+	peer, err := b.startDistribution(ctx, "distribution"+suffix, peerS3, nil)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -41,7 +41,7 @@ everybody: shown, but no peer.
 
 // folderPeers starts every peer that keeps its blobs in a folder.
 func (b *bench) folderPeers(ctx context.Context, section string) ([]peer, error) {
-	three, err := b.startDistribution(ctx, "distribution-"+section, nil)
+	three, err := b.startDistribution(ctx, "distribution-"+section, nil, nil)
 	if err != nil {
 		return nil, err
 	}

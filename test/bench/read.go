@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -60,8 +62,8 @@ func benchRead(ctx context.Context, b *bench) error {
 			r.cpu = append(r.cpu, v*readTime.Seconds()/max((after-before).Seconds(), 0.01))
 		}
 	}
-	b.printf("\n## Reads\n\n16 connections; the load generator shares the machine. By the clock, and by the server's own processor time, in which the load generator\nhas no part, and gitea's database has. bare: a Go server that knows its one answer, and does nothing else: the most that any can have\nhere. Wanted of manifests: ≥3× the best peer.\n\n" +
-		"| read | server | requests/s | of the best peer | requests/CPU-s | of the best peer |\n|---|---|---|---|---|---|\n")
+	b.printf("\n## Reads\n\n16 connections; the load generator shares the machine. By the clock, and by the server's own processor time, in which the load generator\nhas no part, and gitea's database has. bare: a Go server that knows its one answer, and does nothing else;\nsocket: a loop that answers every empty line with the same bytes, and parses nothing: the most that any server can have here.\n%s, with a token: it asks who may read, as a registry of many people must, and gets an RS256 token.\nWanted of manifests: ≥3× the best peer; of the redirect: ≥10× distribution.\n\n"+
+		"| read | server | requests/s | of the best peer | requests/CPU-s | of the best peer |\n|---|---|---|---|---|---|\n", distribution3)
 	clock, cpu := map[string]*best{}, map[string]*best{}
 	for _, r := range rows {
 		if clock[r.what] == nil {
@@ -80,7 +82,25 @@ func benchRead(ctx context.Context, b *bench) error {
 			b.verdict(r.what+", "+r.name, *clock[r.what], median(r.rates), 3)
 		}
 	}
+	b.redirectVerdicts(rows)
 	return b.concurrentPulls(ctx, ours)
+}
+
+// redirectVerdicts says how many times as fast as distribution the redirect is, with and without tokens, and how many
+// times as fast it could be.
+func (b *bench) redirectVerdicts(rows []*readRow) {
+	by := map[string]*readRow{}
+	for _, r := range rows {
+		if r.what == asRedirect {
+			by[r.name] = r
+		}
+	}
+	for _, token := range []string{"", ", with a token"} {
+		peer, own, most := by[distribution3+", S3"+token], by["AppView"+token], by["socket"]
+		b.verdict(asRedirect+token+", by the clock", best{peer.name, median(peer.rates)}, median(own.rates), 10)
+		b.verdict(asRedirect+token+", by processor time", best{peer.name, median(peer.cpu)}, median(own.cpu), 10)
+		b.printf("\nThe most that any server can have: %.1f× by the clock, %.1f× by processor time.\n", median(most.rates)/median(peer.rates), median(most.cpu)/median(peer.cpu))
+	}
 }
 
 // readRows starts every server, pushes the same small image to each, and says what is read of them.
@@ -97,7 +117,19 @@ func (b *bench) readRows(ctx context.Context) (rows []*readRow, ours []*process,
 	if err != nil {
 		return nil, nil, err
 	}
-	onS3, err := b.startDistribution(ctx, "distribution-read-s3", peerStorage)
+	onS3, err := b.startDistribution(ctx, "distribution-read-s3", peerStorage, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	auth, err := newTokens(b.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	asking, err := b.startDistribution(ctx, "distribution-read-s3-token", peerStorage, auth)
+	if err != nil {
+		return nil, nil, err
+	}
+	peerToken, err := auth.bearer(strings.TrimPrefix(readRepository, "/v2/"))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -127,7 +159,11 @@ func (b *bench) readRows(ctx context.Context) (rows []*readRow, ours []*process,
 	if err != nil {
 		return nil, nil, err
 	}
-	bare, err := b.startBare(ctx, image)
+	bare, err := b.startBare(ctx, "bare", image)
+	if err != nil {
+		return nil, nil, err
+	}
+	socket, err := b.startBare(ctx, "socket", image)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -153,10 +189,12 @@ func (b *bench) readRows(ctx context.Context) (rows []*readRow, ours []*process,
 	}
 	blob, atHold := readRepository+"/blobs/"+image.layer, "/xrpc/com.atproto.sync.getBlob?did="+b.alice.DID+"&cid="+image.layer
 	add(asRedirect, distribution3+", S3", blob, "", 307, onS3).peer = true
+	add(asRedirect, distribution3+", S3, with a token", blob, peerToken, 307, asking)
 	add(asRedirect, "AppView", blob, "", 307, appview)
 	add(asRedirect, "AppView, with a token", blob, token, 307, appview)
 	add(asRedirect, "hold, presigned", atHold, "", 307, h.process)
 	add(asRedirect, "bare", blob, "", 307, bare)
+	add(asRedirect, "socket", blob, "", 200, socket)
 	addPeers(asBytes, blob, slices.DeleteFunc(peers, func(p peer) bool { return p.process == onS3 }))
 	onFolder, err := b.folderHold(ctx)
 	if err != nil {
@@ -199,8 +237,8 @@ func (b *bench) startCrane(ctx context.Context, name string) (*process, error) {
 	return p, nil
 }
 
-// startBare runs this program as a server of one manifest and one redirect.
-func (b *bench) startBare(ctx context.Context, image smallImage) (*process, error) {
+// startBare runs this program as the server that serves by flag: of one manifest and one redirect, or of the redirect.
+func (b *bench) startBare(ctx context.Context, flag string, image smallImage) (*process, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
@@ -214,7 +252,7 @@ func (b *bench) startBare(ctx context.Context, image smallImage) (*process, erro
 		return nil, err
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", port)
-	p, err := start(ctx, b.dir, "bare", "http://"+address, "http://"+address+"/manifests/", nil, self, "-bare", address+","+file)
+	p, err := start(ctx, b.dir, flag, "http://"+address, "http://"+address+"/manifests/", nil, self, "-"+flag, address+","+file)
 	if err != nil {
 		return nil, err
 	}
@@ -245,6 +283,41 @@ func serveBare(ctx context.Context, spec string) error {
 		w.WriteHeader(http.StatusTemporaryRedirect)
 	})}
 	return server.Serve(l)
+}
+
+// serveSocket answers whatever ends in an empty line with the headers of a redirect, and parses nothing: the least that a server in Go
+// can do.
+func serveSocket(ctx context.Context, spec string) error {
+	address, _, _ := strings.Cut(spec, ",")
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	answer := []byte("HTTP/1.1 200 OK\r\nLocation: http://localhost:1/xrpc/com.atproto.sync.getBlob?did=did:plc:x&cid=sha256:x\r\n" +
+		"Date: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n")
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer func() { _ = conn.Close() }()
+			r := bufio.NewReaderSize(conn, 4096)
+			for {
+				for empty := false; !empty; {
+					line, err := r.ReadSlice('\n')
+					if err != nil {
+						return
+					}
+					empty = len(bytes.TrimRight(line, "\r\n")) == 0
+				}
+				if _, err := conn.Write(answer); err != nil {
+					return
+				}
+			}
+		}()
+	}
 }
 
 // concurrentPulls has many clients pull one image at once, each on connections of its own.

@@ -15,8 +15,8 @@ import (
 	"atcr.io/test/components/toolbox"
 )
 
-// startDistribution runs the peer without authentication, on a folder or on S3.
-func (b *bench) startDistribution(ctx context.Context, name string, s3 *s3Server) (*process, error) {
+// startDistribution runs the peer on a folder or on S3. auth may be nil: it does not ask who it is.
+func (b *bench) startDistribution(ctx context.Context, name string, s3 *s3Server, auth *tokens) (*process, error) {
 	program, err := toolbox.Path("registry")
 	if err != nil {
 		return nil, err
@@ -32,6 +32,9 @@ func (b *bench) startDistribution(ctx context.Context, name string, s3 *s3Server
 	}
 	config := filepath.Join(b.dir, name+".yml")
 	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n%s  cache:\n    blobdescriptor: inmemory\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:%d\n", storage, port)
+	if auth != nil {
+		text += auth.config()
+	}
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
