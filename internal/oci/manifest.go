@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"mime"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -111,7 +112,15 @@ func ParseManifest(contentType string, raw []byte) (*Manifest, error) {
 			return nil, err
 		}
 	}
-	return &m, m.checkDescriptors()
+	if err := m.checkDescriptors(); err != nil {
+		return nil, err
+	}
+	if known {
+		if err := checkFields(raw); err != nil {
+			return nil, err
+		}
+	}
+	return &m, nil
 }
 
 // KnownManifestType tells whether mt is one of the four types that are parsed strictly.
@@ -161,6 +170,69 @@ func (m *Manifest) checkDescriptors() error {
 		}
 		if d.Size < 0 {
 			return Errorf(CodeManifestInvalid, "the descriptor of %s has a negative size", d.Digest)
+		}
+	}
+	return nil
+}
+
+// Fields that decide what a manifest names.
+var (
+	manifestFields   = []string{"schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject"}
+	descriptorFields = []string{"mediaType", "digest", "size", "urls", "artifactType"}
+)
+
+// checkFields refuses a manifest that names one thing to some readers and another to others: a field that is there
+// twice, or whose name is spelled in other letters, which encoding/json takes for the same. raw was parsed before.
+//
+// Source: RFC 8259, section 4.
+func checkFields(raw []byte) error {
+	return eachField(raw, manifestFields, func(name string, value json.RawMessage) error {
+		nothing := func(string, json.RawMessage) error { return nil }
+		switch name {
+		case "config", "subject":
+			return eachField(value, descriptorFields, nothing)
+		case "layers", "manifests":
+			var all []json.RawMessage
+			if err := json.Unmarshal(value, &all); err != nil {
+				return err
+			}
+			for _, d := range all {
+				if err := eachField(d, descriptorFields, nothing); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// eachField visits what raw, an object or null, has of names.
+func eachField(raw []byte, names []string, visit func(name string, value json.RawMessage) error) error {
+	in := json.NewDecoder(bytes.NewReader(raw))
+	if begin, err := in.Token(); err != nil || begin == nil {
+		return err
+	}
+	var seen uint
+	for in.More() {
+		token, err := in.Token()
+		if err != nil {
+			return err
+		}
+		var value json.RawMessage
+		if err := in.Decode(&value); err != nil {
+			return err
+		}
+		key, _ := token.(string) // as all of an object's are
+		at := slices.IndexFunc(names, func(name string) bool { return strings.EqualFold(name, key) })
+		if at < 0 {
+			continue
+		}
+		if key != names[at] || seen&(1<<at) != 0 {
+			return Errorf(CodeManifestInvalid, "the field %s is there twice, or is spelled in other letters: readers would not agree on what the manifest names", names[at])
+		}
+		seen |= 1 << at
+		if err := visit(key, value); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -138,6 +138,10 @@ func TestParseManifest(t *testing.T) {
 	if m, err := oci.ParseManifest(oci.MediaTypeImageIndex, []byte(index)); err != nil || len(m.Blobs()) != 0 || m.Subject == nil {
 		t.Fatalf("%+v %v", m, err)
 	}
+	fine := `{"schemaVersion":2,"config":` + d[:len(d)-1] + `,"annotations":{"Digest":"a","digest":"b"},"data":"e30="},"layers":null,"subject":null,"annotations":{"layers":"a","Layers":"b"},"x":1,"X":{"config":1}}`
+	if _, err := oci.ParseManifest(oci.MediaTypeImageManifest, []byte(fine)); err != nil {
+		t.Errorf("names that are nobody's: %v", err)
+	}
 	if m, err := oci.ParseManifest("application/vnd.example.opaque", []byte{0xff, 0x00}); err != nil || m.Blobs() != nil {
 		t.Errorf("an unknown type: %+v %v", m, err)
 	}
@@ -176,6 +180,17 @@ func TestParseManifest(t *testing.T) {
 		"many layers":      {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"layers":[` + many + `]}`},
 		"many in an index": {oci.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[` + many + `]}`},
 		"unknown, no JSON": {"application/vnd.example+json", "hello"},
+		// Readers do not agree on which of two counts, nor on whether "Layers" is one of them: encoding/json says that it is.
+		"config twice":         {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"config":` + d + `}`},
+		"layers twice":         {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"layers":[` + d + `],"layers":[]}`},
+		"Layers too":           {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"layers":[` + d + `],"Layers":[]}`},
+		"Layers alone":         {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"Layers":[` + d + `]}`},
+		"an escaped name":      {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"config\u0000":1,"\u0063onfig":` + d + `}`},
+		"a letter like s":      {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"layers":[` + d + `],"layerſ":[]}`},
+		"digest twice":         {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d[:len(d)-1] + `,"Digest":"sha256:` + hex64 + `"}}`},
+		"urls of a layer":      {oci.MediaTypeImageManifest, `{"schemaVersion":2,"config":` + d + `,"layers":[` + d[:len(d)-1] + `,"URLs":["https://x.test"]}]}`},
+		"subject, in an index": {oci.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[` + d + `],"subject":` + d + `,"Subject":null}`},
+		"size of a child":      {oci.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[` + d[:len(d)-1] + `,"size":4}]}`},
 	} {
 		_, err := oci.ParseManifest(test[0], []byte(test[1]))
 		if e, ok := errors.AsType[*oci.Error](err); !ok || e.Code != oci.CodeManifestInvalid {
