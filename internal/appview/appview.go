@@ -149,7 +149,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	holds := newHolds(directory, upstream, targets, c, now)
 	calls := &holdCalls{upstream: upstream, tokens: sessions, targets: targets, again: holds.again}
 	places := newPlaces(whole, directory, a.view, now)
-	gone, err := newDeletedBlobs(ctx, a.db, now)
+	gone, err := newDeletedBlobs(ctx, a.db, a.view.index, now)
 	if err != nil {
 		return err
 	}

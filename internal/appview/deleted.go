@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"atcr.io/internal/index"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/sqldb"
 )
@@ -35,6 +36,7 @@ CREATE INDEX deleted_blob_at ON deleted_blob (deleted_at);
 // are the hold's, and stay for every other repository that has them.
 type deletedBlobs struct {
 	db    *sqldb.DB
+	index *index.Index // says what was pushed again by another AppView
 	clock clock
 
 	// in are the repositories with deletions, by hash, where this process alone writes: of others nobody has to be
@@ -44,11 +46,11 @@ type deletedBlobs struct {
 	seed maphash.Seed
 }
 
-func newDeletedBlobs(ctx context.Context, db *sqldb.DB, now clock) (*deletedBlobs, error) {
+func newDeletedBlobs(ctx context.Context, db *sqldb.DB, x *index.Index, now clock) (*deletedBlobs, error) {
 	if err := db.Migrate(ctx, "deleted_blob", deletedMigrations); err != nil {
 		return nil, err
 	}
-	d := &deletedBlobs{db: db, clock: now, seed: maphash.MakeSeed()}
+	d := &deletedBlobs{db: db, index: x, clock: now, seed: maphash.MakeSeed()}
 	if db.OnServer() {
 		return d, nil
 	}
@@ -83,21 +85,33 @@ func (d *deletedBlobs) none(key blobKey) bool {
 	return !ok
 }
 
-// has tells whether the blob was deleted there.
+// has tells whether the blob was deleted there, and no manifest names it that was made later: one that was is by
+// another AppView, through which the blob was pushed again.
 func (d *deletedBlobs) has(ctx context.Context, key blobKey) (bool, error) {
+	at, deleted, err := d.at(ctx, key)
+	if err != nil || !deleted {
+		return false, err
+	}
+	// By its own date: an old one that is read again, or comes again, is as old as it was.
+	named, err := d.index.NamedSince(ctx, key.did, key.repository, key.digest.String(), at)
+	return !named, err
+}
+
+// at is when the blob was deleted there.
+func (d *deletedBlobs) at(ctx context.Context, key blobKey) (_ time.Time, deleted bool, err error) {
 	if d.none(key) {
-		return false, nil
+		return time.Time{}, false, nil
 	}
 	var at int64
-	err := d.db.Reader().QueryRowContext(ctx, `SELECT deleted_at FROM deleted_blob WHERE did = ? AND repository = ? AND digest = ?`,
+	err = d.db.Reader().QueryRowContext(ctx, `SELECT deleted_at FROM deleted_blob WHERE did = ? AND repository = ? AND digest = ?`,
 		key.did.String(), key.repository, key.digest.String()).Scan(&at)
 	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
+		return time.Time{}, false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look for deleted blobs: %w", err)
+		return time.Time{}, false, fmt.Errorf("look for deleted blobs: %w", err)
 	}
-	return d.clock().Sub(time.UnixMilli(at)) < deletedFor, nil
+	return time.UnixMilli(at), d.clock().Sub(time.UnixMilli(at)) < deletedFor, nil
 }
 
 // anyIn tells whether blobs of a repository were deleted lately.
@@ -148,7 +162,7 @@ func (d *deletedBlobs) add(ctx context.Context, key blobKey) error {
 
 // restore takes the deletion back: the blob came again.
 func (d *deletedBlobs) restore(ctx context.Context, key blobKey) error {
-	if gone, err := d.has(ctx, key); err != nil || !gone {
+	if _, deleted, err := d.at(ctx, key); err != nil || !deleted {
 		return err
 	}
 	err := d.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {

@@ -109,6 +109,17 @@ func scanTag(row interface{ Scan(...any) error }, more ...any) (*Tag, error) {
 	return t, err
 }
 
+// NamedSince tells whether a manifest of a repository names a blob, and was made after a time, as its record says.
+func (x *Index) NamedSince(ctx context.Context, did syntax.DID, repository, digest string, since time.Time) (bool, error) {
+	var one int
+	err := x.db.Reader().QueryRowContext(ctx, `SELECT 1 FROM index_blob b JOIN index_manifest m ON m.did = b.did AND m.rkey = b.rkey
+		WHERE b.did = ? AND b.repository = ? AND b.digest = ? AND m.created_at > ? LIMIT 1`, did.String(), repository, digest, since.UnixMilli()).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // HoldOfBlob is the hold at which a repository's blob is, by its newest manifest; "" where none names it.
 func (x *Index) HoldOfBlob(ctx context.Context, did syntax.DID, repository, digest string) (string, error) {
 	var hold string
