@@ -70,7 +70,7 @@ func TestHoldChangesItsMind(t *testing.T) {
 		t.Errorf("a push to a hold that takes nobody any more: %d", got.status)
 	}
 	n.public.restart(t, func(c *holdserver.Config) { c.Public, c.AllowAllCrew = true, true })
-	n.forget() // a minute and more
+	n.ahead.Add(int64(time.Minute))
 	n.nobody().pull("alice.test/app", "1.0", image)
 }
 
