@@ -118,13 +118,16 @@ func TestManyReferrers(t *testing.T) {
 	check("PDS", 4000, 1100, 2)
 	listed.Remove()
 
-	huge := serve(600, 30_000)
+	of := n.app.Load().registry.Manifests.(blockedManifests).Manifests.(*manifests).lists
+	of.room = 1 << 20 // as it is for referrersBytes
+	huge := serve(40, 30_000)
 	n.forget()
 	refused := n.nobody().do(http.MethodGet, "/v2/alice.test/app/referrers/"+image.digest.String(), nil)
 	if refused.status != http.StatusUnprocessableEntity || !strings.Contains(refused.body, "16 MiB") {
 		t.Errorf("%d %.200s", refused.status, refused.body)
 	}
 	huge.Remove()
+	of.room = referrersBytes
 
 	write := func(count, annotation int) {
 		t.Helper()

@@ -17,7 +17,7 @@ func TestSlowPDS(t *testing.T) {
 	alice := n.as(n.alice, "alice.test/app")
 	image := newImage("one")
 	alice.push("alice.test/app", image)
-	n.config.patience = 5 * time.Second
+	n.config.patience = 2 * time.Second
 	n.restart()
 	before := n.rev(n.alice)
 	slow := func(nsid string, do func() answer) {
