@@ -183,7 +183,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	a.every(background, pullsEvery, a.pulls.step)
 	told := newNotifier(holds, calls, sessions, a.logger, now)
-	a.outbox, err = outbox.Open(ctx, outbox.Config{DB: a.db, Deliver: told.deliver, Logger: a.logger, Metrics: reg, Now: now, Prefix: "atcr_appview"})
+	a.outbox, err = outbox.Open(ctx, outbox.Config{DB: a.db, Deliver: told.deliver, Logger: a.logger, Metrics: reg, Now: now, LookEvery: c.outboxLooks, Prefix: "atcr_appview"})
 	if err != nil {
 		return err
 	}

@@ -55,6 +55,7 @@ type Config struct {
 	proxies     []netip.Prefix
 	patience    time.Duration // 0: callTimeout; tests have less
 	blocksFresh time.Duration // 0: blocksFresh; tests have less
+	outboxLooks time.Duration // how often it looks for what is due; 0: as the outbox does; tests have less
 }
 
 // Prefix is what the names of settings that belong to the AppView alone begin with.

@@ -153,6 +153,7 @@ func (n *network) startAppView(settings ...string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	config.outboxLooks = 200 * time.Millisecond
 	n.config = config
 	n.serveAppView(l)
 }

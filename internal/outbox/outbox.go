@@ -5,6 +5,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -63,6 +64,8 @@ type Config struct {
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer // may be nil
 	Now     func() time.Time      // nil: time.Now
+	// LookEvery is how often messages that became due are looked for. 0: every 5 seconds.
+	LookEvery time.Duration
 	// Prefix of the metrics, like atcr_appview.
 	Prefix string
 }
@@ -218,7 +221,7 @@ func (o *Outbox) poke() {
 
 // run delivers what is due, one message after the other.
 func (o *Outbox) run(ctx context.Context) {
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(cmp.Or(o.config.LookEvery, lookEvery))
 	defer tick.Stop()
 	for {
 		delivered, err := o.next(ctx)

@@ -65,7 +65,7 @@ func (w *world) open(t *testing.T) *outbox.Outbox { return w.openOn(t, w.db) }
 func (w *world) openOn(t *testing.T, db *sqldb.DB) *outbox.Outbox {
 	t.Helper()
 	o, err := outbox.Open(t.Context(), outbox.Config{
-		DB: db, Deliver: w.deliver, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Now: w.now, Prefix: "test",
+		DB: db, Deliver: w.deliver, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Now: w.now, LookEvery: 200 * time.Millisecond, Prefix: "test",
 	})
 	if err != nil {
 		t.Fatal(err)
