@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"atcr.io/internal/httpx"
@@ -28,7 +29,7 @@ func (s *Server) getManifest(w http.ResponseWriter, r *http.Request) error {
 	etag := `"` + string(m.Digest) + `"`
 	h.Set("Docker-Content-Digest", string(m.Digest))
 	h.Set("ETag", etag)
-	if r.Header.Get("If-None-Match") == etag {
+	if matches(r.Header["If-None-Match"], etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -42,6 +43,20 @@ func (s *Server) getManifest(w http.ResponseWriter, r *http.Request) error {
 		_, _ = w.Write(m.Bytes) // the client is gone: nobody to tell
 	}
 	return nil
+}
+
+// matches tells whether the caller of If-None-Match has what etag stands for. Our tags have no comma in them.
+//
+// Source: RFC 9110, section 13.1.2.
+func matches(header []string, etag string) bool {
+	for _, line := range header {
+		for tag := range strings.SplitSeq(line, ",") {
+			if tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/"); tag == etag || tag == "*" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // putManifest takes a manifest under a tag, or under its digest with any number of `tag` parameters.

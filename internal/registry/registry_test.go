@@ -260,9 +260,13 @@ func TestManifest(t *testing.T) {
 			}
 		}
 	}
-	res, _ = send(t, s, http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "If-None-Match", `"`+d.String()+`"`)
-	if res.StatusCode != http.StatusNotModified {
-		t.Errorf("If-None-Match: %s", res.Status)
+	for has, want := range map[string]int{
+		`"` + d.String() + `"`: 304, `W/"` + d.String() + `"`: 304, `"old", "` + d.String() + `"`: 304, "*": 304,
+		d.String(): 200, `"old"`: 200, `"old", W/"older"`: 200,
+	} {
+		if res, _ := send(t, s, http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "If-None-Match", has); res.StatusCode != want {
+			t.Errorf("If-None-Match: %s: %s", has, res.Status)
+		}
 	}
 	res, _ = send(t, s, http.MethodDelete, "/v2/alice.test/app/manifests/1.0", nil)
 	if res.StatusCode != http.StatusAccepted {
