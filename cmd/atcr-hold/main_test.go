@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,10 +17,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bluesky-social/indigo/atproto/atcrypto"
+	"github.com/bluesky-social/indigo/atproto/repo"
+	"github.com/ipfs/go-cid"
+	"github.com/multiformats/go-multihash"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"atcr.io/internal/envconf"
 	"atcr.io/internal/hold"
+	"atcr.io/internal/pds/tree"
+	"atcr.io/internal/sqldb"
 	"atcr.io/test/components"
 )
 
@@ -277,6 +284,96 @@ func TestCommandLine(t *testing.T) {
 	if err := command.Run(t.Context(), []string{"repo", "export"}, settings, full{}, io.Discard); err == nil || !strings.Contains(err.Error(), "no space") {
 		t.Errorf("a repo that was cut off passes for whole: %v", err)
 	}
+}
+
+// Would catch a "repo verify" that lets text pass which is not UTF-8, or does not say in which record it is, also where the
+// hold itself needs that one.
+func TestVerifyNamesText(t *testing.T) {
+	t.Parallel()
+	for n := range 3 { // captain, crew and profile
+		dir := t.TempDir()
+		settings := []string{
+			"HOLD_PUBLIC_URL=http://127.0.0.1:8080", "HOLD_OWNER=did:plc:owner", "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir(),
+			"HOLD_DATABASE_DIR=" + dir,
+		}
+		var config hold.Config
+		if err := envconf.Load(settings, hold.Prefix, &config); err != nil {
+			t.Fatal(err)
+		}
+		h, err := hold.Open(t.Context(), config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+		path := badText(t, dir, n)
+		for _, args := range [][]string{{"repo", "verify"}, {"repo", "verify", "--json"}} {
+			out := &output{}
+			err := command.Run(t.Context(), args, settings, out, io.Discard)
+			if path == "" || err == nil || !strings.Contains(err.Error(), path+": its text is not valid UTF-8") {
+				t.Errorf("%s: %s: %s %v", path, args, out, err)
+			}
+		}
+	}
+}
+
+// badText puts text that is not UTF-8 into the nth record of the hold in dir, which is stopped, and signs its repo as it
+// is then.
+func badText(t *testing.T, dir string, n int) (path string) {
+	t.Helper()
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "signing.key"))
+	check(err)
+	key, err := atcrypto.ParsePrivateBytesK256(raw)
+	check(err)
+	db, err := sqldb.Open(t.Context(), filepath.Join(dir, "db.sqlite3"))
+	check(err)
+	defer func() { check(db.Close()) }()
+	name := func(block []byte) cid.Cid {
+		c, err := cid.V1Builder{Codec: cid.DagCBOR, MhType: multihash.SHA2_256}.Sum(block)
+		check(err)
+		return c
+	}
+	check(db.Write(t.Context(), func(tx *sql.Tx) error {
+		bad := []byte("\xa1\x61a\x61\xff")
+		paths := tree.New()
+		rows, err := tx.QueryContext(t.Context(), `SELECT collection || '/' || rkey, cid FROM record ORDER BY collection, rkey`)
+		check(err)
+		defer func() { _ = rows.Close() }()
+		for i := 0; rows.Next(); i++ {
+			var at string
+			var own []byte
+			check(rows.Scan(&at, &own))
+			c, err := cid.Cast(own)
+			check(err)
+			if i == n {
+				path, c = at, name(bad)
+			}
+			check(paths.Set(at, c))
+		}
+		check(rows.Err())
+		_, err = tx.ExecContext(t.Context(), `UPDATE record SET value = ?, cid = ? WHERE collection || '/' || rkey = ?`, bad, name(bad).Bytes(), path)
+		check(err)
+		root, err := paths.Root()
+		check(err)
+		var block bytes.Buffer
+		var head []byte
+		check(tx.QueryRowContext(t.Context(), `SELECT head_block FROM repo`).Scan(&head))
+		var commit repo.Commit
+		check(commit.UnmarshalCBOR(bytes.NewReader(head)))
+		commit.Data = root
+		check(commit.Sign(key))
+		check(commit.MarshalCBOR(&block))
+		_, err = tx.ExecContext(t.Context(), `UPDATE repo SET head = ?, head_block = ?, data = ?`, name(block.Bytes()).Bytes(), block.Bytes(), root.Bytes())
+		return err
+	}))
+	return path
 }
 
 // full is a place where nothing can be written.

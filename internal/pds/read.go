@@ -69,12 +69,15 @@ func (r *Repo) scan(collection syntax.NSID, row interface{ Scan(...any) error })
 		return Record{}, err
 	}
 	c, err := cid.Cast(rawCID)
-	if err != nil {
-		return Record{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	var text json.RawMessage
+	if err == nil {
+		text, err = recordJSON(value)
 	}
-	text, err := recordJSON(value)
+	if err != nil {
+		return Record{}, fmt.Errorf("%w: record %s/%s: %w", ErrCorrupt, collection, rkey, err)
+	}
 	uri := syntax.ATURI("at://" + r.did.String() + "/" + collection.String() + "/" + rkey)
-	return Record{URI: uri, Rkey: syntax.RecordKey(rkey), CID: c, Value: text}, err
+	return Record{URI: uri, Rkey: syntax.RecordKey(rkey), CID: c, Value: text}, nil
 }
 
 // Count is how many records a collection has.

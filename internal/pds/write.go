@@ -212,7 +212,7 @@ func validText(v any) bool {
 func recordJSON(value []byte) (json.RawMessage, error) {
 	data, err := decodeRecord(value)
 	if err != nil {
-		return nil, fmt.Errorf("%w: record: %w", ErrCorrupt, err)
+		return nil, err
 	}
 	return json.Marshal(data)
 }
