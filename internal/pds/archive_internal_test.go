@@ -6,7 +6,6 @@ import (
 	"database/sql"
 	"errors"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +16,6 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"atcr.io/internal/pds/tree"
-	"atcr.io/internal/sqldb"
 	"atcr.io/test/archive"
 )
 
@@ -158,24 +156,8 @@ func TestMend(t *testing.T) {
 // Would catch a check of a whole repo that does not name a record whose text is none.
 func TestVerifyText(t *testing.T) {
 	t.Parallel()
-	key, err := atcrypto.GeneratePrivateKeyK256()
-	if err != nil {
-		t.Fatal(err)
-	}
-	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = db.Close() }()
-	h, err := Open(t.Context(), Config{DB: db})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	r, err := h.AddRepo(t.Context(), "did:web:hold.example", key, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, open := opener(t, Config{})
+	h, r := open()
 	write := Write{Action: Put, Collection: "com.example.thing", Rkey: "a", Value: []byte(`{"n":1}`)}
 	if _, err := r.Apply(t.Context(), []Write{write}, nil); err != nil {
 		t.Fatal(err)
@@ -184,7 +166,7 @@ func TestVerifyText(t *testing.T) {
 		t.Fatal(n, err)
 	}
 	bad := []byte("\xa1\x61a\x61\xff")
-	err = h.publish(t.Context(), func(tx *sql.Tx, add func(eventBody) error) error {
+	err := h.publish(t.Context(), func(tx *sql.Tx, add func(eventBody) error) error {
 		if _, err := tx.ExecContext(t.Context(), `UPDATE record SET value = ?, cid = ?`, bad, cborCID(bad).Bytes()); err != nil {
 			return err
 		}

@@ -15,6 +15,37 @@ import (
 	"atcr.io/internal/sqldb"
 )
 
+// opener is a database, and what opens a host on it, with one repo, in place of the host before.
+func opener(t *testing.T, c Config) (*sqldb.DB, func() (*Host, *Repo)) {
+	t.Helper()
+	key, err := atcrypto.GeneratePrivateKeyK256()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.DB, err = sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3")); err != nil {
+		t.Fatal(err)
+	}
+	var h *Host
+	closeHost := func() {
+		if h != nil {
+			h.Close()
+		}
+	}
+	t.Cleanup(func() { closeHost(); _ = c.DB.Close() })
+	return c.DB, func() (*Host, *Repo) {
+		t.Helper()
+		closeHost()
+		if h, err = Open(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		r, err := h.AddRepo(t.Context(), "did:web:hold.example", key, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h, r
+	}
+}
+
 // Would catch a window that opens too early, never, or does not close again.
 func TestWindow(t *testing.T) {
 	t.Parallel()
@@ -51,27 +82,7 @@ func TestWindow(t *testing.T) {
 // restart that forgets what was spent.
 func TestBudget(t *testing.T) {
 	t.Parallel()
-	key, err := atcrypto.GeneratePrivateKeyK256()
-	if err != nil {
-		t.Fatal(err)
-	}
-	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = db.Close() }()
-	open := func() (*Host, *Repo) {
-		t.Helper()
-		h, err := Open(t.Context(), Config{DB: db, Budget: Budget{Hour: 4}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		r, err := h.AddRepo(t.Context(), "did:web:hold.example", key, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return h, r
-	}
+	db, open := opener(t, Config{Budget: Budget{Hour: 4}})
 	h, _ := open() // three events: identity, account, sync
 	if w := h.spending.window(time.Now()); w == 0 || w == maxGathering {
 		t.Errorf("three of four: %s", w)
