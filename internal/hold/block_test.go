@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,5 +113,41 @@ func TestBlockIsKept(t *testing.T) {
 	}
 	if was, is := b.list(), again.list(); !slices.Equal(was, is) {
 		t.Errorf("%v became %v", was, is)
+	}
+}
+
+// Would catch changes of one block at the same moment that leave another in memory than is kept.
+func TestBlocksChangeInOneOrder(t *testing.T) {
+	t.Parallel()
+	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	b, err := openBlocks(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 200 {
+		var wg sync.WaitGroup
+		for i := range 12 {
+			wg.Go(func() {
+				err := b.add(t.Context(), block{Subject: stranger.String(), Reason: fmt.Sprint(round, i), At: time.UnixMilli(int64(i))})
+				if i%3 == 0 {
+					err = b.remove(t.Context(), stranger.String())
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		again, err := openBlocks(t.Context(), db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if was, is := b.list(), again.list(); !slices.Equal(was, is) {
+			t.Fatalf("%v became %v", was, is)
+		}
 	}
 }
