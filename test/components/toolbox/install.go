@@ -146,8 +146,7 @@ func (in *installer) build(ctx context.Context, m module) error {
 	})
 }
 
-// workspace builds the program of a folder with a go.mod of its own. A main.go.txt becomes main.go where it is built:
-// under its own name it would be of no module of the project's.
+// workspace builds the program of a folder with a go.mod of its own.
 func (in *installer) workspace(ctx context.Context, name string) error {
 	final, err := workspaceDir(in.cache, name)
 	if err != nil {
@@ -158,11 +157,6 @@ func (in *installer) workspace(ctx context.Context, name string) error {
 		source := filepath.Join(dir, "source")
 		if err := os.CopyFS(source, os.DirFS(sources(in.cache, name))); err != nil {
 			return err
-		}
-		if w.pkg == "." {
-			if err := os.Rename(filepath.Join(source, "main.go.txt"), filepath.Join(source, "main.go")); err != nil {
-				return err
-			}
 		}
 		if err := in.run(ctx, source, env, name, "go", "build", "-o", filepath.Join(dir, name), w.pkg); err != nil || w.assets == nil {
 			return err

@@ -38,7 +38,7 @@ var modules = []module{
 }
 
 // workspace is a folder beside this one with a go.mod of its own, whose go.sum pins everything that a program is built
-// from. Its package is its own, "." with a main.go.txt, or one of a module whose folders assets the program reads.
+// from. Its package is its own, "." with a main.go, or one of a module whose folders assets the program reads.
 type workspace struct {
 	pkg    string
 	assets []string

@@ -146,7 +146,7 @@ func TestWorkspace(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, sum := range []string{"one ", "two "} {
-		for name, text := range map[string]string{"go.mod": "module", "go.sum": sum, "main.go.txt": "main"} {
+		for name, text := range map[string]string{"go.mod": "module", "go.sum": sum, "main.go": "main"} {
 			if err := os.WriteFile(filepath.Join(source, name), []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
