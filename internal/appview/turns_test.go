@@ -53,6 +53,7 @@ func TestListsAtOnce(t *testing.T) {
 			t.Errorf("%d %v %s", got.status, got.header, got.body)
 		}
 	}
+	n.eventually("all who have a turn are at the PDS", func() bool { return reading.Load() == listsAtOnceOfHost })
 	close(open)
 	for range asked / 2 {
 		if got := <-answers; got.status != http.StatusOK || !strings.Contains(got.body, `["1.0"]`) {
