@@ -209,17 +209,7 @@ func TestCommandLine(t *testing.T) {
 	if out, err := run("crew", "list"); err == nil || !strings.Contains(err.Error(), "there is no hold in") {
 		t.Fatalf("a command made a hold: %s %v", out, err)
 	}
-	var config hold.Config
-	if err := envconf.Load(settings, hold.Prefix, &config); err != nil {
-		t.Fatal(err)
-	}
-	h, err := hold.Open(t.Context(), config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := h.Close(); err != nil {
-		t.Fatal(err)
-	}
+	makeHold(t, settings)
 	file := filepath.Join(t.TempDir(), "backup")
 	for _, step := range []struct {
 		args  string
@@ -296,17 +286,7 @@ func TestVerifyNamesText(t *testing.T) {
 			"HOLD_PUBLIC_URL=http://127.0.0.1:8080", "HOLD_OWNER=did:plc:owner", "STORAGE_DRIVER=filesystem", "STORAGE_ROOT_DIR=" + t.TempDir(),
 			"HOLD_DATABASE_DIR=" + dir,
 		}
-		var config hold.Config
-		if err := envconf.Load(settings, hold.Prefix, &config); err != nil {
-			t.Fatal(err)
-		}
-		h, err := hold.Open(t.Context(), config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := h.Close(); err != nil {
-			t.Fatal(err)
-		}
+		makeHold(t, settings)
 		path := badText(t, dir, n)
 		for _, args := range [][]string{{"repo", "verify"}, {"repo", "verify", "--json"}} {
 			out := &output{}
@@ -315,6 +295,22 @@ func TestVerifyNamesText(t *testing.T) {
 				t.Errorf("%s: %s: %s %v", path, args, out, err)
 			}
 		}
+	}
+}
+
+// makeHold leaves a hold behind that was started once.
+func makeHold(t *testing.T, settings []string) {
+	t.Helper()
+	var config hold.Config
+	if err := envconf.Load(settings, hold.Prefix, &config); err != nil {
+		t.Fatal(err)
+	}
+	h, err := hold.Open(t.Context(), config, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -89,9 +89,9 @@ func TestBlocks(t *testing.T) {
 	}
 }
 
-// Would catch a block that is another after a restart.
-func TestBlockIsKept(t *testing.T) {
-	t.Parallel()
+// newBlocks are blocks of nobody yet, and the database that keeps them.
+func newBlocks(t *testing.T) (*blocks, *sqldb.DB) {
+	t.Helper()
 	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
 	if err != nil {
 		t.Fatal(err)
@@ -101,6 +101,13 @@ func TestBlockIsKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b, db
+}
+
+// Would catch a block that is another after a restart.
+func TestBlockIsKept(t *testing.T) {
+	t.Parallel()
+	b, db := newBlocks(t)
 	for day := range 2 {
 		one := block{Subject: stranger.String(), Reason: fmt.Sprint("reason ", day), At: time.UnixMilli(1_800_000_000_000).AddDate(0, 0, day)}
 		if err := b.add(t.Context(), one); err != nil {
@@ -119,15 +126,7 @@ func TestBlockIsKept(t *testing.T) {
 // Would catch changes of one block at the same moment that leave another in memory than is kept.
 func TestBlocksChangeInOneOrder(t *testing.T) {
 	t.Parallel()
-	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	b, err := openBlocks(t.Context(), db)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b, db := newBlocks(t)
 	for round := range 200 {
 		var wg sync.WaitGroup
 		for i := range 12 {

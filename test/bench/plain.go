@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -51,8 +50,7 @@ type plainServer struct {
 
 func servePlain(ctx context.Context, spec string) error {
 	address, dir, _ := strings.Cut(spec, ",")
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
+	l, err := listen(ctx, address)
 	if err != nil {
 		return err
 	}

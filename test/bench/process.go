@@ -136,3 +136,9 @@ func processCPU(pid int) (time.Duration, error) {
 	}
 	return time.Duration(ticks) * 10 * time.Millisecond, nil // USER_HZ is 100 on every Linux
 }
+
+// listen takes an address for a server that this program is itself.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	return lc.Listen(ctx, "tcp", address)
+}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -267,8 +266,7 @@ func serveBare(ctx context.Context, spec string) error {
 	if err != nil {
 		return err
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
+	l, err := listen(ctx, address)
 	if err != nil {
 		return err
 	}
@@ -285,12 +283,11 @@ func serveBare(ctx context.Context, spec string) error {
 	return server.Serve(l)
 }
 
-// serveSocket answers whatever ends in an empty line with the headers of a redirect, and parses nothing: the least that a server in Go
-// can do.
+// serveSocket answers whatever ends in an empty line with the headers of a redirect, and parses nothing: the least that
+// a server in Go can do.
 func serveSocket(ctx context.Context, spec string) error {
 	address, _, _ := strings.Cut(spec, ",")
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
+	l, err := listen(ctx, address)
 	if err != nil {
 		return err
 	}
