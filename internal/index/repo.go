@@ -267,7 +267,7 @@ func (x *Index) Replace(ctx context.Context, did syntax.DID, rev, data string, d
 			data, complete, due, status = "", false, x.now().Add(readAgain).UnixMilli(), state.Status
 		}
 		return w.exec(`UPDATE index_repo SET rev = ?, data = ?, status = ?, complete = ?, attempts = 0, due_at = ?, version = version + 1 WHERE did = ?`,
-			rev, data, status, number(complete), due, did.String())
+			rev, data, status, complete, due, did.String())
 	})
 	if err != nil {
 		return fmt.Errorf("write the index: %w", err)

@@ -144,3 +144,10 @@ func (x *Index) queryHits(ctx context.Context, query string, args ...any) ([]hit
 	}
 	return out, rows.Err()
 }
+
+func number(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -128,7 +128,7 @@ func (w *writer) commit(c *Commit) error {
 		if state.Complete && !complete {
 			w.touched = append(w.touched, Touched{DID: w.did})
 		}
-		if err := w.exec(`UPDATE index_repo SET rev = ?, data = ?, complete = ? WHERE did = ?`, c.Rev, data, number(complete), w.did.String()); err != nil {
+		if err := w.exec(`UPDATE index_repo SET rev = ?, data = ?, complete = ? WHERE did = ?`, c.Rev, data, complete, w.did.String()); err != nil {
 			return err
 		}
 	}
@@ -164,13 +164,6 @@ func (w *writer) lock(source string) (Repo, error) {
 		err = w.exec(`UPDATE index_repo SET source = ? WHERE did = ?`, source, w.did.String())
 	}
 	return r, err
-}
-
-func number(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // before is what a row of a record was.

@@ -267,14 +267,7 @@ func (o *Outbox) next(ctx context.Context) (delivered bool, err error) {
 	o.config.Logger.Info("a message is sent again later", "kind", m.Kind, "sender", m.Sender, "to", m.To, "attempts", attempts+1, "error", failed)
 	pause := min(firstPause<<min(attempts, 20), longestPause)
 	return true, o.exec(keep, `UPDATE outbox SET attempts = attempts + 1, claimed_until = 0, aside = ?, due_at = CASE WHEN released = ? THEN ? ELSE due_at END WHERE id = ?`,
-		bit(errors.Is(failed, ErrTooEarly)), bit(m.Released), o.config.Now().Add(pause).UnixMilli(), m.ID) // one released meanwhile is due
-}
-
-func bit(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
+		errors.Is(failed, ErrTooEarly), m.Released, o.config.Now().Add(pause).UnixMilli(), m.ID) // one released meanwhile is due
 }
 
 // due are messages that may be delivered: their time has come, no older one of their lane is there, and nobody
