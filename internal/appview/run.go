@@ -34,7 +34,7 @@ func Run(ctx context.Context, config Config, o Options) error {
 		}
 	}()
 	return daemon.Server{
-		Handler: a.Handler(), Listener: o.Listener, Address: config.HTTPAddr, AddressSetting: "ATCR_HTTP_ADDR",
+		Handler: a.Handler(), Listener: o.Listener, Address: config.HTTPAddr, AddressSetting: "ATCR_HTTP_ADDR", QuickBelow: "/v2/",
 		DebugAddress: config.DebugAddr, DebugSetting: "ATCR_DEBUG_ADDR", Registry: registry, Logger: logger, Grace: config.Grace,
 		Ready: func(address string) {
 			logger.Info("AppView is ready", "address", address, "url", config.BaseURL,

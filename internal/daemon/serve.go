@@ -26,6 +26,8 @@ func NewRegistry() *prometheus.Registry {
 type Server struct {
 	Handler  http.Handler
 	Listener net.Listener // nil: Address
+	// QuickBelow is httpx.Endpoint's.
+	QuickBelow string
 	// Address is what AddressSetting says; DebugAddress (metrics, profiles; "" for none) what DebugSetting says.
 	Address, AddressSetting    string
 	DebugAddress, DebugSetting string
@@ -48,7 +50,7 @@ func (s Server) Serve(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", s.AddressSetting, err)
 		}
 	}
-	endpoints := []httpx.Endpoint{{Server: httpx.NewServer(s.Handler, s.Logger), Listener: public}}
+	endpoints := []httpx.Endpoint{{Server: httpx.NewServer(s.Handler, s.Logger), Listener: public, QuickBelow: s.QuickBelow}}
 	if s.DebugAddress != "" {
 		private, err := lc.Listen(ctx, "tcp", s.DebugAddress)
 		if err != nil {

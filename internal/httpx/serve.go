@@ -31,13 +31,21 @@ func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
 type Endpoint struct {
 	Server   *http.Server
 	Listener net.Listener
+	// QuickBelow is a path: plain GETs of what it begins, one after the other on a connection, are answered with half of
+	// the work, by the same handler, which then can neither flush an answer nor take the connection. "" for none.
+	QuickBelow string
 }
 
 // Serve serves until ctx ends, then lets requests in flight go on for at most grace. It returns nil after
 // an orderly end, whether or not all of them made it: what was cut is logged.
 func Serve(ctx context.Context, logger *slog.Logger, grace time.Duration, endpoints ...Endpoint) error {
 	failed := make(chan error, len(endpoints))
-	for _, e := range endpoints {
+	quicks := make([]*quick, len(endpoints))
+	for i, e := range endpoints {
+		if e.QuickBelow != "" {
+			quicks[i] = newQuick(e.Server, e.QuickBelow, e.Listener.Addr())
+			go func() { _ = e.Server.Serve(quicks[i]) }() // until the end, as what it is beside
+		}
 		go func() {
 			if err := e.Server.Serve(e.Listener); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("serve %s: %w", e.Listener.Addr(), err)
@@ -53,9 +61,14 @@ func Serve(ctx context.Context, logger *slog.Logger, grace time.Duration, endpoi
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	var all sync.WaitGroup // at once: the second must neither take requests meanwhile, nor have what grace the first left
-	for _, e := range endpoints {
+	for i, e := range endpoints {
 		all.Go(func() {
-			if err := e.Server.Shutdown(end); err != nil {
+			err := e.Server.Shutdown(end)
+			if quicks[i] != nil {
+				_ = quicks[i].Close() // it is, but where serving had not begun
+				err = errors.Join(err, quicks[i].wait(end))
+			}
+			if err != nil {
 				logger.Warn("requests were cut", "address", e.Listener.Addr().String(), "error", err)
 				_ = e.Server.Close()
 			}

@@ -1,0 +1,376 @@
+package httpx
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// quickAfter is how many requests in a row must have been plain before a connection is taken out of the server.
+	quickAfter = 2
+	// quickBytes bounds a request that is answered here, in bytes.
+	quickBytes = 4 << 10
+	// quickPatience is how long a client may take for the next bytes of an answer.
+	quickPatience = 2 * time.Minute
+)
+
+// quick answers plain GETs that come one after the other on one connection, with the server's own handler and half of
+// what net/http spends on each. It takes the connection out of the server, and gives it back, with what was read, at the
+// first request that is not whole, alone and plain: net/http reads whatever could be read in two ways.
+//
+// It is the listener by which connections come back: server.Serve(quick) must run beside server.Serve(listener).
+type quick struct {
+	server  *http.Server
+	handler http.Handler
+	below   string // the path that requests begin with
+	address net.Addr
+
+	back     chan net.Conn
+	stopping chan struct{}
+	mu       sync.Mutex
+	conns    map[*quickConn]struct{}
+	empty    chan struct{} // closed when stopping, and the last of conns is gone
+}
+
+// newQuick puts itself before the handler of server, for paths that begin with below.
+func newQuick(server *http.Server, below string, address net.Addr) *quick {
+	q := &quick{
+		server: server, handler: server.Handler, below: below, address: address,
+		back: make(chan net.Conn), stopping: make(chan struct{}), conns: map[*quickConn]struct{}{}, empty: make(chan struct{}),
+	}
+	server.Handler = q
+	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		switch c.(type) {
+		case *net.TCPConn, *resumedConn:
+			return context.WithValue(ctx, plainKey{}, new(int))
+		}
+		return ctx
+	}
+	return q
+}
+
+// plainKey is of the number of plain requests that a connection had in a row.
+type plainKey struct{}
+
+// resumedConn is a connection of which bytes were read already.
+type resumedConn struct {
+	*net.TCPConn
+	read []byte
+}
+
+func (c *resumedConn) Read(p []byte) (int, error) {
+	if len(c.read) == 0 {
+		return c.TCPConn.Read(p)
+	}
+	n := copy(p, c.read)
+	c.read = c.read[n:]
+	return n, nil
+}
+
+// Accept, Close and Addr are net.Listener's.
+func (q *quick) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.back:
+		return c, nil
+	case <-q.stopping:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close breaks connections that wait for a request; those that answer one do so first.
+func (q *quick) Close() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.stops() {
+		return nil
+	}
+	close(q.stopping)
+	for c := range q.conns {
+		if c.waiting.CompareAndSwap(true, false) {
+			_ = c.conn.Close()
+		}
+	}
+	if len(q.conns) == 0 {
+		close(q.empty)
+	}
+	return nil
+}
+
+func (q *quick) Addr() net.Addr { return q.address }
+
+func (q *quick) stops() bool {
+	select {
+	case <-q.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait waits for the answers that are under way when Close was called, or breaks them off at the end of ctx.
+func (q *quick) wait(ctx context.Context) error {
+	select {
+	case <-q.empty:
+		return nil
+	case <-ctx.Done():
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for c := range q.conns {
+		if c.conn != nil {
+			_ = c.conn.Close()
+		}
+	}
+	return ctx.Err()
+}
+
+// enter is false when stopping.
+func (q *quick) enter(c *quickConn) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.stops() {
+		return false
+	}
+	q.conns[c] = struct{}{}
+	return true
+}
+
+func (q *quick) leave(c *quickConn) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.conns, c)
+	if q.stops() && len(q.conns) == 0 {
+		close(q.empty)
+	}
+}
+
+// ServeHTTP serves one request, or also those that follow it on its connection.
+func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	row, ok := r.Context().Value(plainKey{}).(*int)
+	if !ok || !q.isPlain(r) {
+		if ok {
+			*row = 0
+		}
+		q.handler.ServeHTTP(w, r)
+		return
+	}
+	if *row++; *row <= quickAfter {
+		q.handler.ServeHTTP(w, r)
+		return
+	}
+	c := &quickConn{quick: q}
+	if !q.enter(c) {
+		q.handler.ServeHTTP(w, r)
+		return
+	}
+	defer q.leave(c)
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		q.handler.ServeHTTP(w, r)
+		return
+	}
+	q.mu.Lock()
+	c.conn = conn // which wait may close
+	q.mu.Unlock()
+	c.text = buffered.Reader
+	c.serve(r)
+}
+
+// isPlain tells whether a request that net/http read is such as readPlain takes.
+func (q *quick) isPlain(r *http.Request) bool {
+	if r.Method != http.MethodGet || r.Proto != "HTTP/1.1" || r.Close || r.Body != http.NoBody || !strings.HasPrefix(r.RequestURI, q.below) {
+		return false
+	}
+	for name := range r.Header {
+		if !plainHeaders[name] {
+			return false
+		}
+	}
+	return true
+}
+
+// quickConn is a connection out of the server.
+type quickConn struct {
+	quick *quick
+	conn  net.Conn
+	// waiting is set while no request is under way. Who takes it back decides what becomes of the connection.
+	waiting atomic.Bool
+	renewed time.Time     // when the deadlines were: setting them costs as much as a small read
+	text    *bufio.Reader // net/http's
+	out     bytes.Buffer  // an answer's head, and its body where that is small
+}
+
+// serve answers first and what comes after it.
+func (c *quickConn) serve(first *http.Request) {
+	buf := make([]byte, max(quickBytes, c.text.Buffered()))
+	n, _ := c.text.Read(buf[:c.text.Buffered()]) // it is there
+	for r := first; c.answer(r); {
+		if n == 0 {
+			n = c.next(buf)
+		}
+		if n == 0 {
+			break
+		}
+		if r = c.parse(buf[:n], first); r == nil {
+			c.giveBack(buf[:n])
+			return
+		}
+		n = 0
+	}
+	_ = c.conn.Close()
+}
+
+// next waits for a request; 0 for none.
+func (c *quickConn) next(buf []byte) int {
+	c.renew()
+	c.waiting.Store(true)
+	if c.quick.stops() {
+		return 0
+	}
+	n, err := io.ReadAtLeast(c.conn, buf, 4) // as net/http, for whom less is a connection that nobody used
+	if !c.waiting.CompareAndSwap(true, false) || err != nil {
+		return 0
+	}
+	return n
+}
+
+// renew gives the client its time, for what it sends and for what it takes.
+func (c *quickConn) renew() {
+	if now := time.Now(); now.Sub(c.renewed) > time.Second {
+		c.renewed = now
+		_ = c.conn.SetDeadline(now.Add(quickPatience)) // a broken connection says so when it is used
+	}
+}
+
+// parse reads a request as net/http does; nil for one that is net/http's to read.
+func (c *quickConn) parse(raw []byte, first *http.Request) *http.Request {
+	if !readsPlain(raw, c.quick.below) {
+		return nil
+	}
+	c.text.Reset(bytes.NewReader(raw))
+	r, err := http.ReadRequest(c.text)
+	if err != nil || c.text.Buffered() > 0 {
+		return nil
+	}
+	r.RemoteAddr = first.RemoteAddr
+	return r.WithContext(first.Context())
+}
+
+// giveBack has the server go on with the connection.
+func (c *quickConn) giveBack(read []byte) {
+	resumed := &resumedConn{read: bytes.Clone(read)}
+	switch conn := c.conn.(type) {
+	case *net.TCPConn:
+		resumed.TCPConn = conn
+	case *resumedConn:
+		resumed.TCPConn, resumed.read = conn.TCPConn, append(resumed.read, conn.read...)
+	}
+	if err := resumed.SetDeadline(time.Time{}); err != nil {
+		_ = resumed.Close()
+		return
+	}
+	select {
+	case c.quick.back <- resumed:
+	case <-c.quick.stopping:
+		_ = resumed.Close()
+	}
+}
+
+// answer tells whether the connection may have another request.
+func (c *quickConn) answer(r *http.Request) (again bool) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		again = false
+		if err, ok := p.(error); (!ok || !errors.Is(err, http.ErrAbortHandler)) && c.quick.server.ErrorLog != nil {
+			c.quick.server.ErrorLog.Printf("panic serving %s: %v\n%s", r.RemoteAddr, p, debug.Stack())
+		}
+	}()
+	w := &quickWriter{conn: c, header: http.Header{}}
+	c.quick.handler.ServeHTTP(w, r)
+	return w.finish() == nil && !w.last
+}
+
+// plainHeaders say nothing of where a request ends or of what becomes of its connection, but Connection and Host, which
+// readsPlain looks at.
+var plainHeaders = map[string]bool{}
+
+func init() {
+	for _, name := range []string{
+		"Accept", "Accept-Encoding", "Accept-Language", "Authorization", "Cache-Control", "Connection", "Cookie", "Dnt", "Forwarded", "Host",
+		"Range", "Traceparent", "Tracestate", "User-Agent", "Via",
+		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Meta-Source-Client", "X-Real-Ip", "X-Request-Id",
+	} {
+		plainHeaders[name], plainHeaders[strings.ToLower(name)] = true, true
+	}
+	plainHeaders["X-Real-IP"], plainHeaders["X-Request-ID"] = true, true // as proxies write them
+}
+
+// readsPlain tells whether raw is a GET of a path that begins with below, all of it and nothing more, in a form that
+// every reader of HTTP/1.1 reads alike: lines end in CR LF, nothing is folded, no header speaks of a body.
+//
+// Source: RFC 9112, sections 2.2, 3, 5 and 11.2.
+func readsPlain(raw []byte, below string) bool {
+	line, rest, _ := bytes.Cut(raw, crlf)
+	target, isGet := bytes.CutPrefix(line, []byte("GET "))
+	target, isHTTP11 := bytes.CutSuffix(target, []byte(" HTTP/1.1"))
+	if !isGet || !isHTTP11 || !bytes.HasPrefix(target, []byte(below)) || !printable(target, '!') {
+		return false
+	}
+	for hosts := 0; ; {
+		var ended bool
+		if line, rest, ended = bytes.Cut(rest, crlf); !ended {
+			return false
+		}
+		if len(line) == 0 {
+			return len(rest) == 0 && hosts == 1
+		}
+		name, value, ok := bytes.Cut(line, []byte(":"))
+		if !ok || !plainHeaders[string(name)] || !printable(value, ' ') {
+			return false
+		}
+		switch value = bytes.TrimSpace(value); {
+		case len(name) == len("Host") && name[1] == 'o':
+			if hosts++; !isHost(value) {
+				return false
+			}
+		case len(name) == len("Connection") && bytes.EqualFold(name, []byte("Connection")):
+			if !bytes.EqualFold(value, []byte("keep-alive")) {
+				return false
+			}
+		}
+	}
+}
+
+var crlf = []byte("\r\n")
+
+// printable tells whether all of b is ASCII from lowest up.
+func printable(b []byte, lowest byte) bool {
+	for _, c := range b {
+		if c < lowest || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+func isHost(b []byte) bool {
+	for _, c := range b {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && !strings.ContainsRune(".-_:[]", rune(c)) {
+			return false
+		}
+	}
+	return len(b) > 0
+}

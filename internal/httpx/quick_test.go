@@ -1,0 +1,445 @@
+package httpx_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"atcr.io/internal/httpx"
+)
+
+// answers is a handler of what registries answer, and of what goes wrong in them.
+func answers(w http.ResponseWriter, r *http.Request) {
+	kind, argument, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
+	n, _ := strconv.Atoi(argument) // 0 where it is none
+	switch kind {
+	case "redirect":
+		w.Header().Set("Location", "https://elsewhere.test/")
+		w.Header().Set("Content-Length", "0")
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	case "sized":
+		w.Header().Set("Content-Length", strconv.Itoa(n))
+		w.Header().Set("Content-Type", "application/octet-stream")
+		for left := n; left > 0; left -= min(left, 1000) {
+			_, _ = w.Write(bytes.Repeat([]byte("x"), min(left, 1000)))
+		}
+	case "unsized":
+		for left := n; left > 0; left -= min(left, 1000) {
+			_, _ = io.WriteString(w, strings.Repeat("y", min(left, 1000)))
+		}
+	case "one":
+		_, _ = w.Write(bytes.Repeat([]byte("<html>"), n))
+	case "status":
+		w.WriteHeader(max(n, 200))
+		w.WriteHeader(http.StatusTeapot)
+		_, err := io.WriteString(w, "a body")
+		if n == http.StatusNoContent && !errors.Is(err, http.ErrBodyNotAllowed) {
+			panic(err)
+		}
+	case "short":
+		w.Header().Set("Content-Length", "100000")
+		_, _ = w.Write(make([]byte, n))
+	case "long":
+		w.Header().Set("Content-Length", "10")
+		_, _ = io.WriteString(w, "0123456789")
+		if _, err := io.WriteString(w, "x"); !errors.Is(err, http.ErrContentLength) {
+			panic(err)
+		}
+	case "close":
+		w.Header().Set("Connection", "close")
+	case "panic":
+		if n > 0 {
+			_, _ = w.Write(make([]byte, n))
+		}
+		panic("boom")
+	case "abort":
+		_, _ = w.Write(make([]byte, n))
+		panic(http.ErrAbortHandler)
+	default:
+		body, _ := io.ReadAll(r.Body)
+		_, deadline := r.Context().Deadline()
+		server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+		w.Header()["X-Two"] = []string{"a", "b\r\nX-Smuggled: c"}
+		_ = json.NewEncoder(w).Encode(map[string]any{
+			"method": r.Method, "uri": r.RequestURI, "path": r.URL.Path, "query": r.URL.RawQuery, "proto": r.Proto, "host": r.Host, "header": r.Header,
+			"length": r.ContentLength, "transfer": r.TransferEncoding, "close": r.Close, "body": string(body), "deadline": deadline, "server": server != nil,
+			"form": r.Form != nil, "remote": strings.HasPrefix(r.RemoteAddr, "127.0.0.1:"),
+		})
+	}
+}
+
+// serveAnswers is the address of a server of answers. quick tells how it answers below /v2/.
+func serveAnswers(tb testing.TB, quick bool, handler http.Handler) string {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	e := httpx.Endpoint{Server: httpx.NewServer(handler, slog.New(slog.DiscardHandler)), Listener: l}
+	if quick {
+		e.QuickBelow = "/v2/"
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- httpx.Serve(ctx, slog.New(slog.DiscardHandler), 10*time.Second, e) }()
+	tb.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			tb.Error(err)
+		}
+	})
+	return l.Addr().String()
+}
+
+// plainGET is a request that a quick server answers quickly once there were two before it.
+func plainGET(path string) string {
+	return "GET " + path + " HTTP/1.1\r\nHost: a.test\r\nUser-Agent: t\r\nAccept: */*\r\nAuthorization: Bearer x\r\n\r\n"
+}
+
+// warm is what has a connection answered quickly.
+var warm = strings.Repeat(plainGET("/v2/redirect")+"|", 3)
+
+// talk sends pieces, each by itself once what came before it was answered or is known to be no whole request, and
+// returns all that comes back.
+func talk(tb testing.TB, address string, pieces []string) []byte {
+	tb.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	var all bytes.Buffer
+	buf := make([]byte, 64<<10)
+	for i, p := range pieces {
+		if _, err := io.WriteString(conn, p); err != nil {
+			break // the server has ended it
+		}
+		if i == len(pieces)-1 {
+			_ = conn.(*net.TCPConn).CloseWrite() // the server may have ended it
+		}
+		for first := true; ; first = false {
+			wait := 3 * time.Millisecond
+			if i == len(pieces)-1 {
+				wait = 30 * time.Second
+			} else if first && strings.HasSuffix(p, "\r\n\r\n") {
+				wait = 100 * time.Millisecond
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(wait))
+			n, err := conn.Read(buf)
+			all.Write(buf[:n])
+			if err != nil || n > 0 && n < len(buf) && i < len(pieces)-1 && bytes.HasSuffix(buf[:n], []byte("\r\n\r\n")) {
+				break
+			}
+		}
+	}
+	return all.Bytes()
+}
+
+// sameAnswers compares what two servers answer, and returns it. A server that ends a connection of which it has not read
+// everything may lose what it answered before, so that only what differs each time counts.
+func sameAnswers(t *testing.T, plain, quick string, pieces []string) (want []string) {
+	t.Helper()
+	var got []string
+	for range 5 {
+		want, got = readAnswers(talk(t, plain, pieces)), readAnswers(talk(t, quick, pieces))
+		if slices.Equal(want, got) {
+			return want
+		}
+	}
+	t.Errorf("net/http:\n%s\nquick:\n%s", strings.Join(want, "\n"), strings.Join(got, "\n"))
+	return want
+}
+
+// readAnswers takes answers apart, and says how they end.
+func readAnswers(raw []byte) []string {
+	var out []string
+	for r := bufio.NewReader(bytes.NewReader(raw)); ; {
+		if _, err := r.Peek(1); err != nil {
+			return out
+		}
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			return append(out, "no answer")
+		}
+		body, err := io.ReadAll(res.Body)
+		dated := res.Header.Get("Date") != "" || res.StatusCode == http.StatusBadRequest // net/http dates none that it could not read
+		res.Header.Del("Date")
+		var header []string
+		for _, k := range slices.Sorted(maps.Keys(res.Header)) {
+			header = append(header, fmt.Sprintf("%s: %q", k, res.Header[k]))
+		}
+		text := fmt.Sprintf("%s %s %q %d %v %d:%.2000s", res.Proto, res.Status, header, res.ContentLength, res.TransferEncoding, len(body), body)
+		if !dated {
+			text += " undated"
+		}
+		if res.Close {
+			text += " the last"
+		}
+		if err != nil {
+			text += " broken off"
+		}
+		out = append(out, text)
+	}
+}
+
+// Would catch what is answered in another way because it was answered quickly, and a request that ends for a quick server
+// where it does not for net/http: one client's could be taken for another's.
+func TestQuickIsNetHTTP(t *testing.T) {
+	t.Parallel()
+	plain, quick := serveAnswers(t, false, http.HandlerFunc(answers)), serveAnswers(t, true, http.HandlerFunc(answers))
+	for name, sent := range quickCases() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			want := sameAnswers(t, plain, quick, strings.Split(sent, "|"))
+			if len(want) < 3 {
+				t.Errorf("only %d answers: %q", len(want), want)
+			}
+		})
+	}
+}
+
+// quickCases are what is sent, in pieces between bars.
+func quickCases() map[string]string {
+	get := plainGET
+	with := func(header string) string {
+		return "GET /v2/echo HTTP/1.1\r\nHost: a.test\r\n" + header + "\r\n\r\n"
+	}
+	out := map[string]string{}
+	for _, path := range []string{
+		"/v2/redirect", "/v2/echo", "/v2/echo?ns=a&b=%20", "/v2/echo/%2f/../x//y", "/v2/echo/%zz", "/v2/echo#x", "/v2/ünicode", "/v2/a b", "/other", "/v2", "//v2/",
+		"/v2/sized/0", "/v2/sized/100", "/v2/sized/4096", "/v2/sized/4097", "/v2/sized/100000", "/v2/unsized/0", "/v2/unsized/100", "/v2/unsized/300000",
+		"/v2/one/3", "/v2/one/10000", "/v2/status/204", "/v2/status/304", "/v2/status/200", "/v2/status/299", "/v2/status/404", "/v2/short/0", "/v2/short/10", "/v2/short/50000",
+		"/v2/long/0", "/v2/close/0", "/v2/panic/0", "/v2/panic/10000", "/v2/abort/10", "/v2/abort/10000",
+	} {
+		out["path "+path] = get(path) + "|" + get("/v2/echo") + "|" + get("/v2/redirect")
+	}
+	for _, header := range []string{
+		"Content-Length: 0", "Content-Length: 5", "Content-Length: 5\r\nContent-Length: 6", "content-length: 3", "Transfer-Encoding: chunked", "Transfer-Encoding: identity",
+		"Transfer-Encoding : chunked", "Transfer-Encoding:\tchunked", "Connection: close", "Connection: keep-alive", "Connection: Keep-Alive", "connection: close", "Connection: keep-alive, close",
+		"Connection: upgrade\r\nUpgrade: h2c", "Expect: 100-continue", "Expect: nonsense", "Host: b.test", "host: b.test", "X-Other: 1", "Accept: a\r\n b", "Accept: a\r\n\tb", "Accept: a\nAccept: b",
+		"Accept: a\rAccept: b", "Accept: a\x00b", "Accept: \x7f", "Accept: ü", "Accept:", "Accept: a\r\nAccept: b", "accept: a\r\nAccept: b", "Accept : a", " Accept: a", "Accept", ":a", "Pragma: no-cache",
+		"Cache-Control: no-cache", "Cookie: a=b\r\nCookie: c=d", "X-Forwarded-For: 192.0.2.1\r\nX-Real-IP: 192.0.2.1", "Accept:   spaces   ", "Accept: \ta", "Trailer: X", "TE: trailers",
+		"Authorization: " + strings.Repeat("x", 5000), "Authorization: " + strings.Repeat("x", 100_000), "Range: bytes=5-0", "Accept: a\r\n\r\n\r\n",
+	} {
+		out["header "+header[:min(len(header), 60)]] = with(header) + "|" + get("/v2/echo") + "|" + get("/v2/redirect")
+	}
+	for i, line := range []string{
+		"POST /v2/echo HTTP/1.1", "HEAD /v2/echo HTTP/1.1", "get /v2/echo HTTP/1.1", "GET  /v2/echo HTTP/1.1", "GET /v2/echo  HTTP/1.1", "GET /v2/echo HTTP/1.0", "GET /v2/echo HTTP/1.2",
+		"GET /v2/echo HTTP/2.0", "GET /v2/echo", "GET /v2/echo http/1.1", "GET http://a.test/v2/echo HTTP/1.1", "GET\t/v2/echo\tHTTP/1.1", "OPTIONS * HTTP/1.1", "PRI * HTTP/2.0", "",
+		" GET /v2/echo HTTP/1.1", "\r\nGET /v2/echo HTTP/1.1", "GET /v2/echo HTTP/1.1 ", "GET /v2/echo\x0b HTTP/1.1",
+	} {
+		out[fmt.Sprintf("line %d %q", i, line)] = line + "\r\nHost: a.test\r\n\r\n|" + get("/v2/echo")
+	}
+	maps.Copy(out, map[string]string{
+		"no host": "GET /v2/echo HTTP/1.1\r\nAccept: a\r\n\r\n|" + get("/v2/echo"), "empty host": "GET /v2/echo HTTP/1.1\r\nHost:\r\n\r\n|" + get("/v2/echo"),
+		"bad host": "GET /v2/echo HTTP/1.1\r\nHost: a b\r\n\r\n|" + get("/v2/echo"), "bare LF": "GET /v2/echo HTTP/1.1\nHost: a.test\n\n|" + get("/v2/echo"),
+		"LF at the end":     "GET /v2/echo HTTP/1.1\r\nHost: a.test\r\n\n|" + get("/v2/echo"),
+		"POST":              "POST /v2/echo HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nbody|" + get("/v2/echo") + "|" + warm + get("/v2/echo"),
+		"POST in pieces":    "POST /v2/echo HTTP/1.1\r\n|Host: a.test\r\nContent-Length: 4\r\n\r\n|bo|dy|" + get("/v2/echo"),
+		"a GET as a body":   fmt.Sprintf("POST /v2/echo HTTP/1.1\r\nHost: a.test\r\nContent-Length: %d\r\n\r\n|%s|%s", len(get("/v2/echo")), get("/v2/echo"), get("/v2/redirect")),
+		"a GET as a header": "POST /v2/echo HTTP/1.1\r\n|" + get("/v2/redirect") + "|" + get("/v2/echo"),
+		"a GET as a chunk": fmt.Sprintf("POST /v2/echo HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n|%s|\r\n0\r\n\r\n|%s",
+			len(get("/v2/echo")), get("/v2/echo"), get("/v2/redirect")),
+		"pipelined": get("/v2/echo") + get("/v2/redirect") + get("/v2/sized/5000"), "pipelined behind warm": get("/v2/echo") + "|" + get("/v2/echo") + get("/v2/redirect") + "|" + get("/v2/echo"),
+		"pieces": "GET /v2/ec|ho HTTP/1.1\r\nHost: a.test\r|\n\r|\n|" + get("/v2/echo"), "a whole and a part": get("/v2/echo") + "GET /v2/redirect HTT|P/1.1\r\nHost: a.test\r\n\r\n|" + get("/v2/echo"),
+		"a part and the end": "GET /v2/echo HTTP/1.1\r\nHost", "nothing more": "", "all plain": strings.Repeat(get("/v2/echo")+"|", 5) + get("/v2/sized/10000"),
+		"there and back": get("/v2/echo") + "|" + get("/other") + "|" + warm + get("/v2/echo") + "|" + get("/other") + "|" + warm + get("/v2/echo"),
+	})
+	for name, sent := range out {
+		out[name] = warm + sent
+	}
+	out["pipelined at once"] = strings.ReplaceAll(warm, "|", "") + get("/v2/echo")
+	return out
+}
+
+// Would catch a request that a quick server takes for whole, or for two, where net/http does not.
+func FuzzQuick(f *testing.F) {
+	for _, sent := range quickCases() {
+		f.Add(strings.TrimPrefix(sent, warm))
+	}
+	plain, quick := serveAnswers(f, false, http.HandlerFunc(answers)), serveAnswers(f, true, http.HandlerFunc(answers))
+	f.Fuzz(func(t *testing.T, sent string) {
+		pieces := strings.Split(warm+sent, "|")
+		if len(pieces) > 20 || len(sent) > 10_000 {
+			t.Skip()
+		}
+		sameAnswers(t, plain, quick, pieces)
+	})
+}
+
+// Would catch a stop that breaks off an answer, waits for connections that ask for nothing, or leaves one open.
+func TestQuickStops(t *testing.T) {
+	t.Parallel()
+	entered, leave := make(chan struct{}), make(chan struct{})
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2/slow" {
+			close(entered)
+			<-leave
+		}
+		answers(w, r)
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- httpx.Serve(ctx, slog.New(slog.DiscardHandler), time.Minute, httpx.Endpoint{Server: httpx.NewServer(handler, slog.New(slog.DiscardHandler)), Listener: l, QuickBelow: "/v2/"})
+	}()
+	idle, busy := warmed(t, l.Addr().String()), warmed(t, l.Addr().String())
+	if _, err := io.WriteString(busy, plainGET("/v2/slow")); err != nil {
+		t.Fatal(err)
+	}
+	<-entered
+	cancel()
+	if rest, err := io.ReadAll(idle); len(rest) != 0 || err != nil {
+		t.Errorf("the idle connection got %q, %v", rest, err)
+	}
+	select {
+	case err := <-done:
+		t.Errorf("stopped before the answer: %v", err)
+	default:
+	}
+	close(leave)
+	raw, err := io.ReadAll(busy)
+	if got := readAnswers(raw); err != nil || len(got) != 1 || !strings.Contains(got[0], "200 OK") || !strings.HasSuffix(got[0], " the last") {
+		t.Errorf("the busy connection got %q, %v", got, err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Would catch an answer that nobody takes and that keeps a server from its end.
+func TestQuickStopsInTime(t *testing.T) {
+	t.Parallel()
+	stuck := make(chan struct{})
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v2/endless" {
+			answers(w, r)
+			return
+		}
+		for i := 0; ; i++ {
+			if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+				close(stuck)
+				return
+			}
+		}
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- httpx.Serve(ctx, slog.New(slog.DiscardHandler), 100*time.Millisecond, httpx.Endpoint{Server: httpx.NewServer(handler, slog.New(slog.DiscardHandler)), Listener: l, QuickBelow: "/v2/"})
+	}()
+	conn := warmed(t, l.Addr().String())
+	if _, err := io.WriteString(conn, plainGET("/v2/endless")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	<-stuck
+}
+
+// warmed is a connection whose next plain GET is answered quickly.
+func warmed(t *testing.T, address string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	r := bufio.NewReader(conn)
+	for range 3 {
+		if _, err := io.WriteString(conn, plainGET("/v2/redirect")); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+	}
+	return conn
+}
+
+// Would catch quick answers that are none: every request would be net/http's, and nobody would see.
+func TestQuickIsTaken(t *testing.T) {
+	t.Parallel()
+	for _, quick := range []bool{false, true} {
+		var kind string
+		address := serveAnswers(t, quick, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			kind = fmt.Sprintf("%T", w)
+			w.Header().Set("Content-Length", "0")
+		}))
+		warmed(t, address)
+		if want := map[bool]string{false: "*http.response", true: "*httpx.quickWriter"}[quick]; kind != want {
+			t.Errorf("quick %v: answered by %s", quick, kind)
+		}
+	}
+}
+
+// Would catch a client that is not http.Transport's kind; it asks for many things at once, in any order.
+func TestQuickClients(t *testing.T) {
+	t.Parallel()
+	address := serveAnswers(t, true, http.HandlerFunc(answers))
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	t.Cleanup(client.CloseIdleConnections)
+	failed := make(chan error, 8)
+	for i := range cap(failed) {
+		go func() {
+			failed <- func() error {
+				for j := range 200 {
+					n := (i*7919 + j*104729) % 20_000
+					method, path := http.MethodGet, fmt.Sprintf("/v2/sized/%d", n)
+					if j%17 == 0 {
+						method, path = http.MethodPost, "/v2/echo"
+					}
+					req := httptest.NewRequest(method, "http://"+address+path, strings.NewReader(strings.Repeat("b", (j%2)*n)))
+					req.RequestURI = ""
+					if method == http.MethodGet {
+						req.Body, req.ContentLength = nil, 0
+					}
+					res, err := client.Do(req.WithContext(t.Context()))
+					if err != nil {
+						return err
+					}
+					body, err := io.ReadAll(res.Body)
+					_ = res.Body.Close()
+					if err != nil || res.StatusCode != http.StatusOK || method == http.MethodGet && len(body) != n {
+						return fmt.Errorf("%s %s: %s, %d bytes, %w", method, path, res.Status, len(body), err)
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	for range cap(failed) {
+		if err := <-failed; err != nil {
+			t.Error(err)
+		}
+	}
+}
