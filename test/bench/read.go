@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -27,6 +28,7 @@ type readRow struct {
 	process    *process
 	rates      []float64
 	cpu        []float64 // requests a second of the server's processor time
+	alone      []float64 // requests a second where the server has a processor to itself
 }
 
 const (
@@ -45,20 +47,9 @@ func benchRead(ctx context.Context, b *bench) error {
 	}
 	for range b.rounds {
 		for _, r := range rows {
-			before, err := r.process.cpu()
-			if err != nil {
-				return err
-			}
-			v, err := rate(ctx, r.url, "Accept: application/vnd.oci.image.manifest.v1+json\r\n"+r.header, r.status, 16, readTime)
-			if err != nil {
+			if err := r.measure(ctx); err != nil {
 				return fmt.Errorf("%s, %s: %w", r.what, r.name, err)
 			}
-			after, err := r.process.cpu()
-			if err != nil {
-				return err
-			}
-			r.rates = append(r.rates, v)
-			r.cpu = append(r.cpu, v*readTime.Seconds()/max((after-before).Seconds(), 0.01))
 		}
 	}
 	b.printf("\n## Reads\n\n16 connections; the load generator shares the machine. By the clock, and by the server's own processor time, in which the load generator\nhas no part, and gitea's database has. bare: a Go server that knows its one answer, and does nothing else;\nsocket: a loop that answers every empty line with the same bytes, and parses nothing: the most that any server can have here.\n%s, with a token: it asks who may read, as a registry of many people must, and gets an RS256 token.\nWanted of manifests: ≥3× the best peer; of the redirect: ≥10× distribution.\n\n"+
@@ -81,25 +72,84 @@ func benchRead(ctx context.Context, b *bench) error {
 			b.verdict(r.what+", "+r.name, *clock[r.what], median(r.rates), 3)
 		}
 	}
-	b.redirectVerdicts(rows)
+	if err := b.redirects(ctx, slices.DeleteFunc(slices.Clone(rows), func(r *readRow) bool { return r.what != asRedirect })); err != nil {
+		return err
+	}
 	return b.concurrentPulls(ctx, ours)
 }
 
-// redirectVerdicts says how many times as fast as distribution the redirect is, with and without tokens, and how many
-// times as fast it could be.
-func (b *bench) redirectVerdicts(rows []*readRow) {
+func (r *readRow) rate(ctx context.Context, d time.Duration) (float64, error) {
+	return rate(ctx, r.url, "Accept: application/vnd.oci.image.manifest.v1+json\r\n"+r.header, r.status, 16, d)
+}
+
+// measure is a round in which server and load generator have all processors.
+func (r *readRow) measure(ctx context.Context) error {
+	before, err := r.process.cpu()
+	if err != nil {
+		return err
+	}
+	v, err := r.rate(ctx, readTime)
+	if err != nil {
+		return err
+	}
+	after, err := r.process.cpu()
+	if err != nil {
+		return err
+	}
+	r.rates = append(r.rates, v)
+	r.cpu = append(r.cpu, v*readTime.Seconds()/max((after-before).Seconds(), 0.01))
+	return nil
+}
+
+// measureAlone is a round in which the server has one processor, and the load generator the others.
+func (r *readRow) measureAlone(ctx context.Context) (err error) {
+	server, others := split()
+	for pid, on := range map[int][]int{r.process.cmd.Process.Pid: server, os.Getpid(): others} {
+		if err := pin(ctx, pid, on); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, pin(ctx, pid, slices.Concat(server, others))) }()
+	}
+	if _, err := r.rate(ctx, readTime); err != nil { // in which Go programs learn how many processors there are
+		return err
+	}
+	v, err := r.rate(ctx, readTime)
+	r.alone = append(r.alone, v)
+	return err
+}
+
+// redirects says how many times as fast as distribution the redirect is, with and without tokens, and how many times as
+// fast it could be.
+func (b *bench) redirects(ctx context.Context, rows []*readRow) error {
+	b.printf("\nThe redirects, where the server has one processor, and the load generator the others: neither takes the other's time.\n\n| server | requests/s | of distribution |\n|---|---|---|\n")
 	by := map[string]*readRow{}
-	for _, r := range rows {
-		if r.what == asRedirect {
+	for range b.rounds {
+		for _, r := range rows {
+			if err := r.measureAlone(ctx); err != nil {
+				return fmt.Errorf("%s, %s, alone: %w", r.what, r.name, err)
+			}
 			by[r.name] = r
 		}
 	}
+	for _, r := range rows {
+		b.printf("| %s | %.0f | %.1f× |\n", r.name, median(r.alone), median(r.alone)/median(by[distribution3+", S3"].alone))
+	}
 	for _, token := range []string{"", ", with a token"} {
 		peer, own, most := by[distribution3+", S3"+token], by["AppView"+token], by["socket"]
-		b.verdict(asRedirect+token+", by the clock", best{peer.name, median(peer.rates)}, median(own.rates), 10)
-		b.verdict(asRedirect+token+", by processor time", best{peer.name, median(peer.cpu)}, median(own.cpu), 10)
-		b.printf("\nThe most that any server can have: %.1f× by the clock, %.1f× by processor time.\n", median(most.rates)/median(peer.rates), median(most.cpu)/median(peer.cpu))
+		for _, how := range []struct {
+			what   string
+			values func(*readRow) []float64
+		}{
+			{"on a processor of its own", func(r *readRow) []float64 { return r.alone }},
+			{"by processor time", func(r *readRow) []float64 { return r.cpu }},
+			{"by the clock, beside the load generator", func(r *readRow) []float64 { return r.rates }},
+		} {
+			theirs := median(how.values(peer))
+			b.verdict(asRedirect+token+", "+how.what, best{peer.name, theirs}, median(how.values(own)), 10)
+			b.printf("\nThe most that any server can have: %.1f×.\n", median(how.values(most))/theirs)
+		}
 	}
+	return nil
 }
 
 // readRows starts every server, pushes the same small image to each, and says what is read of them.
