@@ -313,6 +313,37 @@ func TestEndlessPages(t *testing.T) {
 	}
 }
 
+// Would catch a PDS whose cursors repeat or go in a circle, and whose list is taken for the whole: tags are missing in it,
+// and a manifest that is deleted leaves tags behind.
+func TestPagesInACircle(t *testing.T) {
+	t.Parallel()
+	for what, circle := range map[string][]string{"repeats": {"1", "1"}, "goes round": {"1", "2", "3", "1"}} {
+		n := newNetwork(t)
+		alice := n.as(n.alice, "alice.test/app")
+		image := newImage("circle")
+		alice.push("alice.test/app", image, "1.0", "2.0")
+		n.anew()
+		page := 0
+		lists := n.PDS.Inject(devnet.Method("com.atproto.repo.listRecords"), func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			_, _ = fmt.Fprintf(w, `{"cursor":%q,"records":[{"uri":"at://%s/%s/app:t%d","cid":"x","value":{"repository":"app","tag":"t%d"}}]}`,
+				circle[page%len(circle)], n.alice.DID, atcr.TagNSID, page, page)
+			page++
+		})
+		got := n.nobody().do(http.MethodGet, "/v2/alice.test/app/tags/list", nil)
+		if got.status != http.StatusBadGateway || lists.Fired() != len(circle) {
+			t.Errorf("%s: after %d pages: %d %.200s", what, lists.Fired(), got.status, got.body)
+		}
+		page = 0
+		alice = n.as(n.alice, "alice.test/app")
+		got = alice.do(http.MethodDelete, "/v2/alice.test/app/manifests/"+image.digest.String(), nil)
+		lists.Remove()
+		if records := n.records(n.alice, atcr.ManifestNSID); got.status != http.StatusBadGateway || records[image.digest.Hex()] == nil {
+			t.Errorf("%s: a deletion: %d %.200s", what, got.status, got.body)
+		}
+		alice.must(202, alice.do(http.MethodDelete, "/v2/alice.test/app/manifests/"+image.digest.String(), nil))
+	}
+}
+
 // waiting are the messages to holds of one person that were not delivered.
 func (n *network) waiting(a devnet.Account) (count int) {
 	n.t.Helper()

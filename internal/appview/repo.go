@@ -68,7 +68,8 @@ type collections struct {
 }
 
 // listRecords gives each record of a collection to visit, newest keys first, until it returns false. Records of
-// another form are left out. Errors: *xrpc.UpstreamError, of a list without end too; *oci.Error where too many are read.
+// another form are left out. Errors: *xrpc.UpstreamError, of a list without end too, whose cursors go in a circle or that is
+// too long: then what was visited is not all; *oci.Error where too many are read.
 func listRecords[T any](ctx context.Context, c collections, of owner, collection string, visit func(found[T]) bool) error {
 	const nsid = "com.atproto.repo.listRecords"
 	done, err := c.turns.take(ctx, xrpc.HostOf(of.PDS))
@@ -76,43 +77,36 @@ func listRecords[T any](ctx context.Context, c collections, of owner, collection
 		return err
 	}
 	defer done()
-	cursor, room := "", listBytes
-	for range listPages {
-		query := url.Values{"repo": {of.DID.String()}, "collection": {collection}, "limit": {strconv.Itoa(listPageRecords)}}
-		if cursor != "" {
-			query.Set("cursor", cursor)
-		}
-		var page struct {
-			Cursor  string `json:"cursor"`
-			Records []struct {
-				URI   string          `json:"uri"`
-				CID   string          `json:"cid"`
-				Value json.RawMessage `json:"value"`
-			} `json:"records"`
-		}
-		err := c.upstream.JSON(ctx, xrpc.UpstreamCall{Base: of.PDS, NSID: nsid, Query: query, Limit: listPageBytes}, &page)
-		if missing(err) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for _, r := range page.Records {
+	type page struct {
+		Cursor  string `json:"cursor"`
+		Records []struct {
+			URI   string          `json:"uri"`
+			CID   string          `json:"cid"`
+			Value json.RawMessage `json:"value"`
+		} `json:"records"`
+	}
+	query := url.Values{"repo": {of.DID.String()}, "collection": {collection}, "limit": {strconv.Itoa(listPageRecords)}}
+	room := listBytes
+	err = xrpc.Pages(ctx, c.upstream, xrpc.UpstreamCall{Base: of.PDS, NSID: nsid, Query: query, Limit: listPageBytes}, listPages, func(p page) (string, error) {
+		for _, r := range p.Records {
 			room -= len(r.Value)
 			f := found[T]{Rkey: r.URI[strings.LastIndexByte(r.URI, '/')+1:], CID: r.CID}
 			if json.Unmarshal(r.Value, &f.Value) == nil && !visit(f) {
-				return nil
+				return "", nil
 			}
 		}
-		if page.Cursor == "" || page.Cursor == cursor || len(page.Records) == 0 {
-			return nil
+		if len(p.Records) == 0 {
+			return "", nil
 		}
-		if room < 0 {
-			break
+		if p.Cursor != "" && room < 0 {
+			return "", &xrpc.UpstreamError{Host: xrpc.HostOf(of.PDS), NSID: nsid, Status: http.StatusOK, Invalid: true, Err: fmt.Errorf("%s has more than can be listed", collection)}
 		}
-		cursor = page.Cursor
+		return p.Cursor, nil
+	})
+	if missing(err) {
+		return nil
 	}
-	return &xrpc.UpstreamError{Host: xrpc.HostOf(of.PDS), NSID: nsid, Status: http.StatusOK, Invalid: true, Err: fmt.Errorf("%s has more than can be listed", collection)}
+	return err
 }
 
 // errBlobMissing says that the PDS has no such blob.

@@ -70,7 +70,8 @@ func collecting(t *testing.T) (*people, *clock, *server) {
 }
 
 // Would catch blobs that are lost because the message of their push was: a manifest in the pusher's repo is
-// enough, whoever sent the bytes, and a repo that cannot be read keeps everything. It then has records here.
+// enough, whoever sent the bytes, and a repo that cannot be read, or not to its end, keeps everything. It then has
+// records here.
 func TestLostNotification(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -89,7 +90,7 @@ func TestLostNotification(t *testing.T) {
 				}
 			}
 			for i := range 7 {
-				p.repos.publish(test.by, fmt.Sprintf("other%d", i), s.manifestRecord("app", fmt.Sprint(i), oci.FromBytes(fmt.Append(nil, i))), false)
+				p.repos.publish(test.by, fmt.Sprintf("-other%d", i), s.manifestRecord("app", fmt.Sprint(i), oci.FromBytes(fmt.Append(nil, i))), false)
 			}
 			rkey := atcr.ManifestRkey(manifestDigest("m"))
 			p.repos.publish(test.by, rkey, s.manifestRecord("app", "m", config, layer), test.short)
@@ -103,6 +104,12 @@ func TestLostNotification(t *testing.T) {
 				t.Fatalf("the PDS is down: %+v", seen)
 			}
 			p.repos.down.Store(false)
+			p.repos.repeat.Store(true)
+			seen := s.collect(t, CollectOptions{DryRun: true})
+			if !strings.Contains(seen[config].Kept, "does not end") || !strings.Contains(seen[layer].Kept, "does not end") {
+				t.Errorf("the PDS gives the same page and cursor again and again: %+v", seen)
+			}
+			p.repos.repeat.Store(false)
 			for _, dryRun := range []bool{true, false} {
 				seen := s.collect(t, CollectOptions{DryRun: dryRun})
 				if seen[unnamed].Kept != "" || s.has(t, unnamed) != dryRun {

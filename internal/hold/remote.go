@@ -154,30 +154,28 @@ type crewEntry struct {
 	atcr.HoldCrew
 }
 
+// crewPages bounds the list of a hold's members: a hundred thousand.
+const crewPages = 1000
+
 func (c *remoteCrew) entries(ctx context.Context) (out []crewEntry, err error) {
-	for cursor := ""; ; {
-		query := url.Values{"repo": {c.did.String()}, "collection": {atcr.HoldCrewNSID}, "limit": {"100"}}
-		if cursor != "" {
-			query.Set("cursor", cursor)
+	type page struct {
+		Cursor  string
+		Records []struct {
+			URI   syntax.ATURI
+			Value atcr.HoldCrew
 		}
-		var page struct {
-			Cursor  string
-			Records []struct {
-				URI   syntax.ATURI
-				Value atcr.HoldCrew
-			}
-		}
-		if err := c.upstream.JSON(ctx, xrpc.UpstreamCall{Base: c.hold, NSID: "com.atproto.repo.listRecords", Query: query}, &page); err != nil {
-			return nil, err
-		}
-		for _, r := range page.Records {
+	}
+	query := url.Values{"repo": {c.did.String()}, "collection": {atcr.HoldCrewNSID}, "limit": {"100"}}
+	err = xrpc.Pages(ctx, c.upstream, xrpc.UpstreamCall{Base: c.hold, NSID: "com.atproto.repo.listRecords", Query: query}, crewPages, func(p page) (string, error) {
+		for _, r := range p.Records {
 			out = append(out, crewEntry{r.URI.RecordKey().String(), r.Value})
 		}
-		if page.Cursor == "" || page.Cursor == cursor || len(page.Records) == 0 {
-			return out, nil
+		if len(p.Records) == 0 {
+			return "", nil
 		}
-		cursor = page.Cursor
-	}
+		return p.Cursor, nil
+	})
+	return out, err
 }
 
 func (c *remoteCrew) list(ctx context.Context, tell func(Line)) error {

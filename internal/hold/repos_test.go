@@ -19,7 +19,8 @@ import (
 
 // repos are people's own repos, as a PDS shows their manifests to others.
 type repos struct {
-	down atomic.Bool
+	down   atomic.Bool
+	repeat atomic.Bool // lists give their first page again and again
 
 	mu        sync.Mutex
 	manifests map[syntax.DID]map[string]atcr.Manifest
@@ -106,7 +107,7 @@ func (r *repos) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		limit, _ := strconv.Atoi(q.Get("limit"))
 		var page []any
 		for _, k := range keys {
-			if k > q.Get("cursor") && len(page) < min(limit, 3) { // several pages, however few
+			if (k > q.Get("cursor") || r.repeat.Load()) && len(page) < min(limit, 3) { // several pages, however few
 				page = append(page, item(k))
 				out["records"], out["cursor"] = page, k
 			}

@@ -110,39 +110,32 @@ func (w *witness) fill(ctx context.Context, did syntax.DID, into *inventory) err
 	if into.pds = person.PDS(); into.pds == "" {
 		return errors.New("they have no PDS now")
 	}
-	for cursor, page := "", 0; ; page++ {
-		if page == witnessPages {
-			return errors.New("they have more manifests than this hold reads")
+	type page struct {
+		Cursor  string
+		Records []struct {
+			URI   syntax.ATURI
+			Value atcr.Manifest
 		}
-		var out struct {
-			Cursor  string
-			Records []struct {
-				URI   syntax.ATURI
-				Value atcr.Manifest
-			}
-		}
-		query := url.Values{"repo": {did.String()}, "collection": {atcr.ManifestNSID}, "limit": {strconv.Itoa(witnessPage)}}
-		if cursor != "" {
-			query.Set("cursor", cursor)
-		}
-		err := w.upstream.JSON(ctx, xrpc.UpstreamCall{Base: into.pds, NSID: "com.atproto.repo.listRecords", Query: query, Limit: 16 << 20}, &out)
-		if xrpc.IsUpstream(err, "RepoNotFound") {
-			return nil // the account was deleted
-		}
-		if err != nil {
-			return err
-		}
-		for _, r := range out.Records {
-			into.keys = append(into.keys, r.URI.RecordKey().String())
-			if err := w.note(ctx, did, into, &r.Value); err != nil {
-				return err
-			}
-		}
-		if len(out.Records) == 0 || out.Cursor == "" || out.Cursor == cursor {
-			return nil
-		}
-		cursor = out.Cursor
 	}
+	query := url.Values{"repo": {did.String()}, "collection": {atcr.ManifestNSID}, "limit": {strconv.Itoa(witnessPage)}}
+	call := xrpc.UpstreamCall{Base: into.pds, NSID: "com.atproto.repo.listRecords", Query: query, Limit: 16 << 20}
+	var noted error
+	err = xrpc.Pages(ctx, w.upstream, call, witnessPages, func(p page) (string, error) {
+		for _, r := range p.Records {
+			into.keys = append(into.keys, r.URI.RecordKey().String())
+			if noted = w.note(ctx, did, into, &r.Value); noted != nil {
+				return "", noted
+			}
+		}
+		if len(p.Records) == 0 {
+			return "", nil
+		}
+		return p.Cursor, nil
+	})
+	if noted == nil && xrpc.IsUpstream(err, "RepoNotFound") {
+		return nil // the account was deleted
+	}
+	return err
 }
 
 // note adds what the newest manifest of into names: as its record says, or, where that is a shortened one, as

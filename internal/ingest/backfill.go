@@ -224,38 +224,30 @@ func (i *Ingester) singly(ctx context.Context, base string, did syntax.DID) (Com
 	return out, nil
 }
 
-// eachKey visits the keys of a collection.
+// eachKey visits the keys of a collection. Errors: visit's; *xrpc.UpstreamError, of a list without end too.
 func (i *Ingester) eachKey(ctx context.Context, base string, did syntax.DID, collection string, visit func(rkey string) error) error {
-	cursor := ""
-	for range recordPages {
-		query := url.Values{"repo": {did.String()}, "collection": {collection}, "limit": {strconv.Itoa(recordPageSize)}}
-		if cursor != "" {
-			query.Set("cursor", cursor)
-		}
-		var page struct {
-			Cursor  string `json:"cursor"`
-			Records []struct {
-				URI string `json:"uri"`
-			} `json:"records"`
-		}
-		if err := i.upstream.JSON(ctx, upstreamCall(base, "com.atproto.repo.listRecords", query), &page); err != nil {
-			return err
-		}
-		for _, r := range page.Records {
+	type page struct {
+		Cursor  string `json:"cursor"`
+		Records []struct {
+			URI string `json:"uri"`
+		} `json:"records"`
+	}
+	query := url.Values{"repo": {did.String()}, "collection": {collection}, "limit": {strconv.Itoa(recordPageSize)}}
+	return xrpc.Pages(ctx, i.upstream, upstreamCall(base, "com.atproto.repo.listRecords", query), recordPages, func(p page) (string, error) {
+		for _, r := range p.Records {
 			rkey := r.URI[strings.LastIndexByte(r.URI, '/')+1:]
 			if _, err := syntax.ParseRecordKey(rkey); err != nil {
 				continue
 			}
 			if err := visit(rkey); err != nil {
-				return err
+				return "", err
 			}
 		}
-		if page.Cursor == "" || page.Cursor == cursor || len(page.Records) == 0 {
-			return nil
+		if len(p.Records) == 0 {
+			return "", nil
 		}
-		cursor = page.Cursor
-	}
-	return fmt.Errorf("the list of %s does not end", collection)
+		return p.Cursor, nil
+	})
 }
 
 // proof asks the owner's PDS what is at a path now, and for what proves it.

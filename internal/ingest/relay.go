@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -14,6 +15,8 @@ import (
 	comatproto "github.com/bluesky-social/indigo/api/atproto"
 	"github.com/bluesky-social/indigo/atproto/syntax"
 	"github.com/coder/websocket"
+
+	"atcr.io/internal/xrpc"
 )
 
 const (
@@ -413,41 +416,31 @@ const (
 	listPagesMost = 10_000
 )
 
-// listDIDs reads all pages of a list of repos; one that does not end is cut off.
+// listDIDs reads all pages of a list of repos. Errors: visit's; *xrpc.UpstreamError, of a list without end too.
 func (i *Ingester) listDIDs(ctx context.Context, base, nsid string, query url.Values, visit func(syntax.DID) error) error {
-	cursor := ""
-	for range listPagesMost {
-		q := url.Values{"limit": {strconv.Itoa(listPageSize)}}
-		for name, values := range query {
-			q[name] = values
-		}
-		if cursor != "" {
-			q.Set("cursor", cursor)
-		}
-		var page struct {
-			Cursor string `json:"cursor"`
-			Repos  []struct {
-				DID string `json:"did"`
-			} `json:"repos"`
-		}
-		if err := i.trusted.JSON(ctx, upstreamCall(base, nsid, q), &page); err != nil {
-			return err
-		}
-		for _, r := range page.Repos {
+	type page struct {
+		Cursor string `json:"cursor"`
+		Repos  []struct {
+			DID string `json:"did"`
+		} `json:"repos"`
+	}
+	q := url.Values{"limit": {strconv.Itoa(listPageSize)}}
+	maps.Copy(q, query)
+	return xrpc.Pages(ctx, i.trusted, upstreamCall(base, nsid, q), listPagesMost, func(p page) (string, error) {
+		for _, r := range p.Repos {
 			did, err := syntax.ParseDID(r.DID)
 			if err != nil {
 				continue
 			}
 			if err := visit(did); err != nil {
-				return err
+				return "", err
 			}
 		}
-		if page.Cursor == "" || page.Cursor == cursor || len(page.Repos) == 0 {
-			return nil
+		if len(p.Repos) == 0 {
+			return "", nil
 		}
-		cursor = page.Cursor
-	}
-	return fmt.Errorf("%s: the list does not end", nsid)
+		return p.Cursor, nil
+	})
 }
 
 // unsupported tells whether a server does not have a method.

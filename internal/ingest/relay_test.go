@@ -237,6 +237,13 @@ func TestHostilePDS(t *testing.T) {
 			t.Errorf("%s: %v, tag %q", what, err, w.tagged(w.alice, "1"))
 		}
 	}
+	same := w.PDS.Inject(devnet.Method("com.atproto.sync.listRepos"), func(rw http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		_ = json.NewEncoder(rw).Encode(map[string]any{"cursor": "same", "repos": []map[string]any{{"did": w.bob.DID}}})
+	})
+	if err := i.Discover(t.Context(), w.PDSURL, nil); err == nil || same.Fired() != 2 {
+		t.Errorf("a list of repos that repeats its cursor: %v after %d pages", err, same.Fired())
+	}
+	same.Remove()
 	endless := w.PDS.Inject(devnet.Method("com.atproto.sync.listRepos"), func(rw http.ResponseWriter, r *http.Request, _ http.Handler) {
 		_ = json.NewEncoder(rw).Encode(map[string]any{"cursor": r.URL.Query().Get("cursor") + "x", "repos": []map[string]any{}})
 	})
@@ -326,6 +333,34 @@ func TestLargeRepo(t *testing.T) {
 	}
 	if !w.isTagged(w.alice, "v0", "")() || !w.isTagged(w.alice, "v1", "two")() || !w.isTagged(w.alice, "v4", "one")() || !w.complete(w.alice)() {
 		t.Errorf("%s", dump(t, w.sink.db))
+	}
+}
+
+// Would catch records that are removed because the list of a large repo was cut off, by cursors that repeat or go in a
+// circle.
+func TestLargeRepoInACircle(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for n := range 3 {
+		w.tag(w.alice, fmt.Sprint("v", n), "one")
+	}
+	i := w.newIngester(func(*ingest.Config) {})
+	alice := ingest.Repo{DID: syntax.DID(w.alice.DID)}
+	if err := i.ReadRepo(t.Context(), alice); err != nil {
+		t.Fatal(err)
+	}
+	w.PDS.Inject(devnet.Method("com.atproto.sync.getRepo"), devnet.Endless(20<<20))
+	for what, circle := range map[string]map[string]string{"repeats": {"": "a", "a": "a"}, "goes round": {"": "a", "a": "b", "b": "a"}} {
+		lists := w.PDS.Inject(devnet.Method("com.atproto.repo.listRecords"), func(rw http.ResponseWriter, r *http.Request, _ http.Handler) {
+			_ = json.NewEncoder(rw).Encode(map[string]any{
+				"cursor": circle[r.URL.Query().Get("cursor")], "records": []map[string]any{{"uri": "at://" + w.alice.DID + "/" + atcr.TagNSID + "/app:v0"}},
+			})
+		})
+		err := i.ReadRepo(t.Context(), alice)
+		lists.Remove()
+		if err == nil || lists.Fired() != len(circle) || !w.isTagged(w.alice, "v2", "one")() {
+			t.Errorf("%s: %v after %d pages; v2 is there: %v", what, err, lists.Fired(), w.isTagged(w.alice, "v2", "one")())
+		}
 	}
 }
 
