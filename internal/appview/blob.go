@@ -98,7 +98,7 @@ func (b *blobs) statForPush(ctx context.Context, c registry.Caller, of owner, na
 		return 0, nil, err
 	}
 	b.places.add(of.DID, name.Repository, d, at.DID)
-	b.places.seen(at.DID, c.Subject, d)
+	b.places.seen(at.DID, c.Subject, d, size)
 	return size, at, nil
 }
 

@@ -153,6 +153,53 @@ func TestMissingBlobs(t *testing.T) {
 	alice.must(201, alice.put("alice.test/app", "foreign", []byte(foreign)))
 }
 
+// Would catch an image that is taken and that no client pulls, since its manifest says another size of a blob than it has.
+func TestWrongSizes(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.as(n.alice, "alice.test/app")
+	image := newImage("one")
+	image.config = []byte("{}")
+	alice.push("alice.test/app", image)
+	config, layer := descriptor("application/vnd.oci.empty.v1+json", image.config), descriptor("application/x", image.layer)
+	larger, smaller, elsewhere := layer, config, descriptor("application/x", []byte("is not here"))
+	larger.Size++
+	smaller.Size--
+	elsewhere.Size, elsewhere.URLs = 12345, []string{"https://x.test/"}
+	put := func(mediaType string, config oci.Descriptor, layers ...oci.Descriptor) answer {
+		raw := []byte(text(map[string]any{"schemaVersion": 2, "config": config, "layers": layers}))
+		return alice.do(http.MethodPut, "/v2/alice.test/app/manifests/1.0", raw, "Content-Type", mediaType)
+	}
+	wrong := func(when string, of, has oci.Descriptor, got answer) {
+		t.Helper()
+		says := fmt.Sprintf("%s has %d bytes, and the hold %s has %d ", of.Digest, of.Size, n.public.did, has.Size)
+		if got.status != 400 || got.code() != "MANIFEST_INVALID" || !strings.Contains(got.body, says) {
+			t.Errorf("%s: %d %s", when, got.status, got.body)
+		}
+	}
+	check := func(when string) {
+		t.Helper()
+		wrong(when+", a layer", larger, layer, put(oci.MediaTypeImageManifest, config, layer, larger))
+		wrong(when+", a config", smaller, config, put(oci.MediaTypeDockerManifest, smaller, layer))
+	}
+	before := n.rev(n.alice)
+	n.restart() // what was uploaded through it, it does not ask the hold about
+	alice = n.as(n.alice, "alice.test/app")
+	check("asked for the manifest")
+	check("asked before")
+	n.restart()
+	alice = n.as(n.alice, "alice.test/app")
+	for _, d := range []oci.Descriptor{config, layer} {
+		alice.must(200, alice.do(http.MethodHead, "/v2/alice.test/app/blobs/"+d.Digest.String(), nil))
+	}
+	check("asked by HEAD")
+	if n.rev(n.alice) != before {
+		t.Error("something was written")
+	}
+	alice.must(201, put(oci.MediaTypeImageManifest, config, layer, config, elsewhere))
+	alice.must(201, put("application/vnd.example+json", config, larger)) // where size may mean something else
+}
+
 // Would catch a manifest that is written though no hold can be told of so many blobs, and would delete them; and one that
 // names as many as a hold takes, and is refused here.
 func TestManyBlobs(t *testing.T) {

@@ -47,6 +47,15 @@ type presentKey struct {
 	digest oci.Digest
 }
 
+// present is a blob that a hold had, and what it said of its size.
+type present struct {
+	since time.Time
+	size  int64 // unknownSize where it was sent
+}
+
+// unknownSize is that of a blob that the hold was not asked about.
+const unknownSize = -1
+
 // places knows at which hold the blobs of a repository are: from manifests that were served and pushed,
 // from blobs that were uploaded, and else by a search of the owner's records.
 type places struct {
@@ -58,7 +67,7 @@ type places struct {
 	}
 	known   *lru.Cache[blobKey, syntax.DID]
 	scans   *cache[repositoryKey, struct{}]
-	present *lru.Cache[presentKey, time.Time]
+	present *lru.Cache[presentKey, present]
 	// mixed are repositories whose blobs were known at several holds: there what a manifest says is learnt each time, since
 	// the hold that was learnt last may lose a blob with the manifest that named it there.
 	mixed *lru.Cache[repositoryKey, struct{}]
@@ -71,7 +80,7 @@ type places struct {
 func newPlaces(from collections, d directory, v *view, now clock) *places {
 	p := &places{
 		from: from, directory: d, view: v, clock: now,
-		known: newLRU[blobKey, syntax.DID](placesKept), present: newLRU[presentKey, time.Time](placesKept),
+		known: newLRU[blobKey, syntax.DID](placesKept), present: newLRU[presentKey, present](placesKept),
 		uploaded: newLRU[presentKey, time.Time](10_000), mixed: newLRU[repositoryKey, struct{}](10_000),
 	}
 	p.scans = newCache(10_000, scanFresh, scanFailed, now, p.scan)
@@ -196,9 +205,9 @@ func (p *places) note(key repositoryKey, digest string, at syntax.DID) {
 	}
 }
 
-// seen notes that a hold has a blob for reader.
-func (p *places) seen(at syntax.DID, reader string, d oci.Digest) {
-	p.present.Add(presentKey{at, reader, d}, p.clock())
+// seen notes that a hold has a blob for reader, with what it says of the size, or unknownSize.
+func (p *places) seen(at syntax.DID, reader string, d oci.Digest, size int64) {
+	p.present.Add(presentKey{at, reader, d}, present{p.clock(), size})
 }
 
 // sent notes that reader sent a blob to a hold.
@@ -217,8 +226,8 @@ func (p *places) uploadedAll(at syntax.DID, reader string, all []oci.Descriptor)
 	return true
 }
 
-// isPresent tells whether a hold had a blob for reader a moment ago.
-func (p *places) isPresent(at syntax.DID, reader string, d oci.Digest) bool {
-	since, ok := p.present.Get(presentKey{at, reader, d})
-	return ok && p.clock().Sub(since) < presentFresh
+// isPresent tells whether a hold had a blob for reader a moment ago, and its size, or unknownSize.
+func (p *places) isPresent(at syntax.DID, reader string, d oci.Digest) (size int64, ok bool) {
+	seen, ok := p.present.Get(presentKey{at, reader, d})
+	return seen.size, ok && p.clock().Sub(seen.since) < presentFresh
 }

@@ -108,41 +108,67 @@ func (m *manifests) Put(ctx context.Context, c registry.Caller, name oci.Name, m
 	return refused
 }
 
-// requireBlobs refuses a manifest whose config or layers are not in the hold.
+// requireBlobs refuses a manifest whose config or layers are not in the hold, or have another size there, as far as the hold
+// was asked: clients refuse to pull such an image.
 func (m *manifests) requireBlobs(ctx context.Context, c registry.Caller, of owner, name oci.Name, at *hold, parsed *oci.Manifest) error {
 	var mu sync.Mutex
 	var absent []oci.Digest
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(blobChecks)
 	asked := map[oci.Digest]bool{}
+	sizes := map[oci.Digest]int64{}
 	for _, b := range parsed.Blobs() {
-		if asked[b.Digest] || m.places.isPresent(at.DID, c.Subject, b.Digest) {
+		if asked[b.Digest] {
 			continue
 		}
 		asked[b.Digest] = true
+		if size, ok := m.places.isPresent(at.DID, c.Subject, b.Digest); ok {
+			mu.Lock()
+			sizes[b.Digest] = size
+			mu.Unlock()
+			continue
+		}
 		g.Go(func() error {
-			_, err := m.calls.stat(ctx, c, at, of.DID, b.Digest)
+			size, err := m.calls.stat(ctx, c, at, of.DID, b.Digest)
 			if isBlobUnknown(err) {
 				mu.Lock()
 				defer mu.Unlock()
 				absent = append(absent, b.Digest)
 				return nil
 			}
-			if err == nil {
-				m.places.seen(at.DID, c.Subject, b.Digest)
+			if err != nil {
+				return err
 			}
-			return err
+			m.places.seen(at.DID, c.Subject, b.Digest, size)
+			mu.Lock()
+			defer mu.Unlock()
+			sizes[b.Digest] = size
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
 	if len(absent) == 0 {
-		return nil
+		return requireSizes(at, parsed, sizes)
 	}
 	e := oci.Errorf(oci.CodeManifestBlobUnknown, "%s: %d of the manifest's blobs are not in the hold %s: push them first", name, len(absent), at.DID)
 	e.Detail = map[string]any{"digests": absent[:min(len(absent), 20)]}
 	return e
+}
+
+// requireSizes refuses a manifest that says other sizes of its blobs than the hold does. In other types of manifest the
+// field may mean something else.
+func requireSizes(at *hold, parsed *oci.Manifest, sizes map[oci.Digest]int64) error {
+	if !oci.KnownManifestType(parsed.MediaType) {
+		return nil
+	}
+	for _, b := range parsed.Blobs() {
+		if size := sizes[b.Digest]; size != unknownSize && size != b.Size {
+			return oci.Errorf(oci.CodeManifestInvalid, "the manifest says that %s has %d bytes, and the hold %s has %d of it", b.Digest, b.Size, at.DID, size)
+		}
+	}
+	return nil
 }
 
 // requireChildren refuses an index whose manifests are not in the repository, where that is asked for.

@@ -213,7 +213,7 @@ func (u *uploads) Finish(ctx context.Context, c registry.Caller, name oci.Name, 
 		return err
 	}
 	u.places.add(syntax.DID(c.Subject), name.Repository, d, t.Hold)
-	u.places.seen(t.Hold, c.Subject, d)
+	u.places.seen(t.Hold, c.Subject, d, unknownSize)
 	u.places.sent(t.Hold, c.Subject, d)
 	return u.came(ctx, syntax.DID(c.Subject), name.Repository, t.Hold, d)
 }
