@@ -205,50 +205,56 @@ type quickConn struct {
 	conn  net.Conn
 	// waiting is set while no request is under way. Who takes it back decides what becomes of the connection.
 	waiting atomic.Bool
-	renewed time.Time     // when the deadlines were: setting them costs as much as a small read
-	text    *bufio.Reader // net/http's
-	out     bytes.Buffer  // an answer's head, and its body where that is small
+	// When the deadlines were set: that costs as much as a small read.
+	readFrom, writeFrom time.Time
+	text                *bufio.Reader // net/http's
+	buf                 []byte
+	early               int          // how much of buf was read while a request was answered
+	out                 bytes.Buffer // an answer's head, and its body where that is small
 }
 
 // serve answers first and what comes after it.
 func (c *quickConn) serve(first *http.Request) {
-	buf := make([]byte, max(quickBytes, c.text.Buffered()))
-	n, _ := c.text.Read(buf[:c.text.Buffered()]) // it is there
-	for r := first; c.answer(r); {
-		if n == 0 {
-			n = c.next(buf)
+	c.buf = make([]byte, max(quickBytes, c.text.Buffered()))
+	c.early, _ = c.text.Read(c.buf[:c.text.Buffered()]) // it is there
+	for r := first; c.answer(first.Context(), r); {
+		n := c.early
+		if c.early = 0; n == 0 {
+			n = c.next()
 		}
 		if n == 0 {
 			break
 		}
-		if r = c.parse(buf[:n], first); r == nil {
-			c.giveBack(buf[:n])
+		if r = c.parse(c.buf[:n], first); r == nil {
+			c.giveBack(c.buf[:n])
 			return
 		}
-		n = 0
 	}
 	_ = c.conn.Close()
 }
 
 // next waits for a request; 0 for none.
-func (c *quickConn) next(buf []byte) int {
-	c.renew()
+func (c *quickConn) next() int {
+	if now := time.Now(); now.Sub(c.readFrom) > time.Second {
+		c.readFrom = now
+		_ = c.conn.SetReadDeadline(now.Add(quickPatience)) // a broken connection says so when it is used
+	}
 	c.waiting.Store(true)
 	if c.quick.stops() {
 		return 0
 	}
-	n, err := io.ReadAtLeast(c.conn, buf, 4) // as net/http, for whom less is a connection that nobody used
+	n, err := io.ReadAtLeast(c.conn, c.buf, 4) // as net/http, for whom less is a connection that nobody used
 	if !c.waiting.CompareAndSwap(true, false) || err != nil {
 		return 0
 	}
 	return n
 }
 
-// renew gives the client its time, for what it sends and for what it takes.
-func (c *quickConn) renew() {
-	if now := time.Now(); now.Sub(c.renewed) > time.Second {
-		c.renewed = now
-		_ = c.conn.SetDeadline(now.Add(quickPatience)) // a broken connection says so when it is used
+// renewWrite gives the client its time to take the next of an answer.
+func (c *quickConn) renewWrite() {
+	if now := time.Now(); now.Sub(c.writeFrom) > time.Second {
+		c.writeFrom = now
+		_ = c.conn.SetWriteDeadline(now.Add(quickPatience))
 	}
 }
 
@@ -263,7 +269,7 @@ func (c *quickConn) parse(raw []byte, first *http.Request) *http.Request {
 		return nil
 	}
 	r.RemoteAddr = first.RemoteAddr
-	return r.WithContext(first.Context())
+	return r
 }
 
 // giveBack has the server go on with the connection.
@@ -286,8 +292,8 @@ func (c *quickConn) giveBack(read []byte) {
 	}
 }
 
-// answer tells whether the connection may have another request.
-func (c *quickConn) answer(r *http.Request) (again bool) {
+// answer tells whether the connection may have another request. values are of the request's context.
+func (c *quickConn) answer(values context.Context, r *http.Request) (again bool) {
 	defer func() {
 		p := recover()
 		if p == nil {
@@ -299,7 +305,7 @@ func (c *quickConn) answer(r *http.Request) (again bool) {
 		}
 	}()
 	w := &quickWriter{conn: c, header: http.Header{}}
-	c.quick.handler.ServeHTTP(w, r)
+	c.quick.handler.ServeHTTP(w, r.WithContext(values))
 	return w.finish() == nil && !w.last
 }
 

@@ -26,6 +26,10 @@ import (
 func answers(w http.ResponseWriter, r *http.Request) {
 	kind, argument, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
 	n, _ := strconv.Atoi(argument) // 0 where it is none
+	n = max(0, min(n, 1<<20))
+	if r.URL.Query().Has("watched") {
+		_ = r.Context().Done()
+	}
 	switch kind {
 	case "redirect":
 		w.Header().Set("Location", "https://elsewhere.test/")
@@ -44,7 +48,10 @@ func answers(w http.ResponseWriter, r *http.Request) {
 	case "one":
 		_, _ = w.Write(bytes.Repeat([]byte("<html>"), n))
 	case "status":
-		w.WriteHeader(max(n, 200))
+		if n >= 100 && n < 200 {
+			n += 100 // informational answers are none
+		}
+		w.WriteHeader(n)
 		w.WriteHeader(http.StatusTeapot)
 		_, err := io.WriteString(w, "a body")
 		if n == http.StatusNoContent && !errors.Is(err, http.ErrBodyNotAllowed) {
@@ -59,6 +66,15 @@ func answers(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.WriteString(w, "x"); !errors.Is(err, http.ErrContentLength) {
 			panic(err)
 		}
+	case "header":
+		for name, values := range r.URL.Query() {
+			_, err := strconv.ParseInt(values[0], 10, 64)
+			framed := strings.HasPrefix(name, "Trailer") || name == "Transfer-Encoding" || name == "Content-Length" && err != nil
+			if !framed { // in another way, and as well
+				w.Header()[name] = values
+			}
+		}
+		_, _ = w.Write(make([]byte, n))
 	case "close":
 		w.Header().Set("Connection", "close")
 	case "panic":
@@ -221,9 +237,13 @@ func quickCases() map[string]string {
 	out := map[string]string{}
 	for _, path := range []string{
 		"/v2/redirect", "/v2/echo", "/v2/echo?ns=a&b=%20", "/v2/echo/%2f/../x//y", "/v2/echo/%zz", "/v2/echo#x", "/v2/ünicode", "/v2/a b", "/other", "/v2", "//v2/",
-		"/v2/sized/0", "/v2/sized/100", "/v2/sized/4096", "/v2/sized/4097", "/v2/sized/100000", "/v2/unsized/0", "/v2/unsized/100", "/v2/unsized/300000",
-		"/v2/one/3", "/v2/one/10000", "/v2/status/204", "/v2/status/304", "/v2/status/200", "/v2/status/299", "/v2/status/404", "/v2/short/0", "/v2/short/10", "/v2/short/50000",
-		"/v2/long/0", "/v2/close/0", "/v2/panic/0", "/v2/panic/10000", "/v2/abort/10", "/v2/abort/10000",
+		"/v2/sized/0", "/v2/sized/100", "/v2/sized/2048", "/v2/sized/2049", "/v2/sized/4096", "/v2/sized/4097", "/v2/sized/100000", "/v2/unsized/0", "/v2/unsized/100", "/v2/unsized/2048", "/v2/unsized/2049", "/v2/unsized/3000", "/v2/unsized/300000",
+		"/v2/one/3", "/v2/one/500", "/v2/one/10000", "/v2/one/200000", "/v2/status/204", "/v2/status/304", "/v2/status/200", "/v2/status/299", "/v2/status/404", "/v2/status/0", "/v2/status/99", "/v2/status/999", "/v2/status/1000", "/v2/short/0", "/v2/short/10", "/v2/short/50000",
+		"/v2/long/0", "/v2/close/0", "/v2/panic/0", "/v2/panic/10000", "/v2/abort/10", "/v2/abort/2048", "/v2/abort/2049", "/v2/abort/10000",
+		"/v2/echo?watched", "/v2/unsized/10000?watched", "/v2/panic/0?watched",
+		"/v2/header/10?Content-Length=10", "/v2/header/10?Content-Length=%2b10", "/v2/header/5000?Content-Length=10", "/v2/header/10?Content-Length=10&Content-Length=11",
+		"/v2/header/10?Content-Type=", "/v2/header/10?Content-Encoding=gzip", "/v2/header/10?Content-Encoding=", "/v2/header/10?Date=now", "/v2/header/10?Connection=close", "/v2/header/10?Connection=Close",
+		"/v2/header/10?Connection=keep-alive", "/v2/header/10?a%20b=c&c=d%0d%0ae", "/v2/header/5000?content-length=10",
 	} {
 		out["path "+path] = get(path) + "|" + get("/v2/echo") + "|" + get("/v2/redirect")
 	}
@@ -259,6 +279,9 @@ func quickCases() map[string]string {
 		"a part and the end": "GET /v2/echo HTTP/1.1\r\nHost", "nothing more": "", "all plain": strings.Repeat(get("/v2/echo")+"|", 5) + get("/v2/sized/10000"),
 		"there and back": get("/v2/echo") + "|" + get("/other") + "|" + warm + get("/v2/echo") + "|" + get("/other") + "|" + warm + get("/v2/echo"),
 	})
+	for i := range get("/v2/echo") {
+		out[fmt.Sprint("split at ", i)] = get("/v2/echo?watched")[:i] + "|" + get("/v2/echo?watched")[i:] + "|" + get("/v2/echo")
+	}
 	for name, sent := range out {
 		out[name] = warm + sent
 	}

@@ -1,19 +1,22 @@
 package httpx
 
 import (
-	"io"
+	"fmt"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"strconv"
 	"time"
 )
 
-// quickHeld is how much of a body is kept until its length is known or the head goes out with it, in bytes.
-const quickHeld = 4 << 10
+const (
+	// quickHeld is how much of a body is kept until its length is known or the head goes out with it, in bytes: net/http's.
+	quickHeld = 2 << 10
+	// quickPiece is the most that a client has quickPatience for, in bytes.
+	quickPiece = 64 << 10
+)
 
 // quickWriter is the http.ResponseWriter of a quickConn. It does what net/http's does for answers to GET, but that no
-// handler can flush or take the connection.
+// handler can flush or take the connection, and that there are no informational answers and no trailers.
 type quickWriter struct {
 	conn    *quickConn
 	header  http.Header
@@ -24,25 +27,32 @@ type quickWriter struct {
 	bare    bool // no body may follow
 	last    bool // the connection ends with this answer
 	body    []byte
-	begun   bool // the head was sent
-	chunks  io.WriteCloser
+	begun   bool  // the head was sent
+	err     error // the connection's: what was sent before is not whole, and nothing may follow
 }
 
 func (w *quickWriter) Header() http.Header { return w.header }
 
+// What is between the lines of a head is said here only, where bodies are framed.
 var (
-	withoutBody   = map[string]bool{"Content-Length": true, "Transfer-Encoding": true}
-	notModified   = map[string]bool{"Content-Length": true, "Transfer-Encoding": true, "Content-Type": true}
-	withoutLength = map[string]bool{"Content-Length": true}
+	unframed      = map[string]bool{"Transfer-Encoding": true}
+	withoutLength = map[string]bool{"Transfer-Encoding": true, "Content-Length": true}
+	notModified   = map[string]bool{"Transfer-Encoding": true, "Content-Length": true, "Content-Type": true}
 )
 
 // WriteHeader fixes the head. It goes out with the body, or the first of it.
 func (w *quickWriter) WriteHeader(status int) {
-	if w.status != 0 || status < 200 {
+	if w.status != 0 {
+		return
+	}
+	if status < 100 || status > 999 {
+		panic(fmt.Sprintf("invalid WriteHeader code %d", status))
+	}
+	if status < 200 {
 		return
 	}
 	w.status = status
-	var without map[string]bool
+	without := unframed
 	w.length = -1
 	if text := w.header["Content-Length"]; len(text) > 0 {
 		if n, err := strconv.ParseInt(text[0], 10, 64); err == nil && n >= 0 {
@@ -53,12 +63,12 @@ func (w *quickWriter) WriteHeader(status int) {
 	}
 	switch status {
 	case http.StatusNoContent:
-		w.bare, without = true, withoutBody
+		w.bare, without = true, withoutLength
 	case http.StatusNotModified:
 		w.bare, without = true, notModified
 	}
 	w.last = w.header.Get("Connection") == "close"
-	w.typed = len(w.header["Content-Type"]) > 0 || len(w.header["Content-Encoding"]) > 0 || w.bare
+	w.typed = len(w.header["Content-Type"]) > 0 || w.header.Get("Content-Encoding") != "" || w.bare
 	out := &w.conn.out
 	out.Reset()
 	out.WriteString("HTTP/1.1 ")
@@ -92,6 +102,9 @@ func (w *quickWriter) add(name, value string) {
 // Write keeps what is small and sends the rest.
 func (w *quickWriter) Write(p []byte) (int, error) {
 	w.WriteHeader(http.StatusOK)
+	if len(p) == 0 {
+		return 0, nil
+	}
 	if w.bare {
 		return 0, http.ErrBodyNotAllowed
 	}
@@ -102,42 +115,24 @@ func (w *quickWriter) Write(p []byte) (int, error) {
 		w.body = append(w.body, p...)
 		return len(p), nil
 	}
-	w.conn.renew()
 	if !w.begun {
-		if err := w.begin(p); err != nil {
-			return 0, err
-		}
-		if w.chunks == nil {
-			return len(p), nil
-		}
+		w.begin(p)
 	}
-	if w.chunks != nil {
-		if len(p) == 0 {
-			return 0, nil // it would be the end
-		}
-		return w.chunks.Write(p)
+	n := 0
+	for ; n < len(p) && w.err == nil; n += quickPiece {
+		w.sendPiece(p[n:min(len(p), n+quickPiece)])
 	}
-	return w.conn.conn.Write(p)
+	return min(n, len(p)), w.err
 }
 
-// begin sends the head of an answer that is not small, with the body up to and including p; where its length is not
-// known, p is still to be sent.
-func (w *quickWriter) begin(p []byte) error {
+// begin ends the head of an answer that is not small, of whose body more is on its way.
+func (w *quickWriter) begin(more []byte) {
 	w.begun = true
-	w.detectType(p)
-	if w.length >= 0 {
-		return w.send(w.body, p)
+	w.detectType(more)
+	if w.length < 0 {
+		w.add("Transfer-Encoding", "chunked")
 	}
-	w.add("Transfer-Encoding", "chunked")
-	if err := w.send(); err != nil {
-		return err
-	}
-	w.chunks = httputil.NewChunkedWriter(w.conn.conn)
-	if len(w.body) == 0 {
-		return nil
-	}
-	_, err := w.chunks.Write(w.body)
-	return err
+	w.conn.out.Write(crlf)
 }
 
 // detectType names the type of a body of which more is on its way, where the handler did not.
@@ -147,11 +142,26 @@ func (w *quickWriter) detectType(more []byte) {
 	}
 }
 
-// send ends the head, and sends it with parts of the body.
-func (w *quickWriter) send(parts ...[]byte) error {
+// sendPiece sends p, behind what was held.
+func (w *quickWriter) sendPiece(p []byte) {
 	out := &w.conn.out
+	held := w.body
+	w.body = nil
+	if w.length >= 0 {
+		out.Write(held)
+		w.send(p)
+		return
+	}
+	out.WriteString(strconv.FormatInt(int64(len(held)+len(p)), 16))
 	out.Write(crlf)
-	w.conn.renew()
+	out.Write(held)
+	w.send(p, crlf)
+}
+
+// send sends what is written to the connection's out, and then parts.
+func (w *quickWriter) send(parts ...[]byte) {
+	out := &w.conn.out
+	w.conn.renewWrite()
 	total := 0
 	for _, p := range parts {
 		total += len(p)
@@ -160,36 +170,33 @@ func (w *quickWriter) send(parts ...[]byte) error {
 		for _, p := range parts {
 			out.Write(p)
 		}
-		_, err := w.conn.conn.Write(out.Bytes())
-		return err
+		_, w.err = w.conn.conn.Write(out.Bytes())
+	} else {
+		all := append(net.Buffers{out.Bytes()}, parts...)
+		_, w.err = all.WriteTo(w.conn.conn)
 	}
-	all := append(net.Buffers{out.Bytes()}, parts...)
-	if tcp, ok := w.conn.conn.(*resumedConn); ok {
-		_, err := all.WriteTo(tcp.TCPConn)
-		return err
-	}
-	_, err := all.WriteTo(w.conn.conn)
-	return err
+	out.Reset()
 }
 
-// finish sends what is left. Errors: http.ErrContentLength where the handler wrote more or less than it said; the connection's.
+// finish sends what is left. Errors: http.ErrContentLength where the handler wrote more or less than it said; the
+// connection's, also where the handler did not heed it.
 func (w *quickWriter) finish() error {
 	w.WriteHeader(http.StatusOK)
-	var err error
 	switch {
+	case w.err != nil:
 	case !w.begun:
 		w.detectType(nil)
 		if w.length < 0 && !w.bare {
 			w.add("Content-Length", strconv.Itoa(len(w.body)))
 		}
-		err = w.send(w.body)
-	case w.chunks != nil:
-		if err = w.chunks.Close(); err == nil {
-			_, err = w.conn.conn.Write(crlf) // no trailers
-		}
+		w.conn.out.Write(crlf)
+		w.send(w.body)
+	case w.length < 0:
+		w.conn.out.WriteString("0\r\n\r\n") // no trailers
+		w.send()
 	}
-	if err == nil && w.length >= 0 && w.written != w.length && !w.bare {
-		err = http.ErrContentLength
+	if w.err == nil && w.length >= 0 && w.written != w.length && !w.bare {
+		return http.ErrContentLength
 	}
-	return err
+	return w.err
 }
