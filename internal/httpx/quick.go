@@ -294,7 +294,9 @@ func (c *quickConn) giveBack(read []byte) {
 
 // answer tells whether the connection may have another request. values are of the request's context.
 func (c *quickConn) answer(values context.Context, r *http.Request) (again bool) {
+	ctx := &quickContext{Context: values, conn: c}
 	defer func() {
+		ctx.end()
 		p := recover()
 		if p == nil {
 			return
@@ -305,7 +307,7 @@ func (c *quickConn) answer(values context.Context, r *http.Request) (again bool)
 		}
 	}()
 	w := &quickWriter{conn: c, header: http.Header{}}
-	c.quick.handler.ServeHTTP(w, r.WithContext(values))
+	c.quick.handler.ServeHTTP(w, r.WithContext(ctx))
 	return w.finish() == nil && !w.last
 }
 
