@@ -168,22 +168,24 @@ func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.handler.ServeHTTP(w, r)
 		return
 	}
-	c := &quickConn{quick: q}
+	c := &quickConn{quick: q, remote: r.RemoteAddr, values: context.WithoutCancel(r.Context())}
 	if !q.enter(c) {
 		q.handler.ServeHTTP(w, r)
 		return
 	}
-	defer q.leave(c)
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
+		q.leave(c)
 		q.handler.ServeHTTP(w, r)
 		return
 	}
 	q.mu.Lock()
 	c.conn = conn // which wait may close
 	q.mu.Unlock()
-	c.text = buffered.Reader
-	c.serve(r)
+	early := buffered.Reader.Buffered()
+	c.buf = make([]byte, max(quickBytes, early))
+	c.early, _ = buffered.Read(c.buf[:early]) // it is there
+	go c.serve(r)                             // what net/http keeps for a connection is of no more use, and as large as all that is kept here
 }
 
 // isPlain tells whether a request that net/http read is such as readPlain takes.
@@ -201,23 +203,23 @@ func (q *quick) isPlain(r *http.Request) bool {
 
 // quickConn is a connection out of the server.
 type quickConn struct {
-	quick *quick
-	conn  net.Conn
+	quick  *quick
+	conn   net.Conn
+	remote string          // the client's address
+	values context.Context // of all requests' contexts
 	// waiting is set while no request is under way. Who takes it back decides what becomes of the connection.
 	waiting atomic.Bool
 	// When the deadlines were set: that costs as much as a small read.
 	readFrom, writeFrom time.Time
-	text                *bufio.Reader // net/http's
-	buf                 []byte
-	early               int          // how much of buf was read while a request was answered
+	buf                 []byte       // what was read
+	early               int          // how much of buf was while a request was answered
 	out                 bytes.Buffer // an answer's head, and its body where that is small
 }
 
-// serve answers first and what comes after it.
-func (c *quickConn) serve(first *http.Request) {
-	c.buf = make([]byte, max(quickBytes, c.text.Buffered()))
-	c.early, _ = c.text.Read(c.buf[:c.text.Buffered()]) // it is there
-	for r := first; c.answer(first.Context(), r); {
+// serve answers r and what comes after it.
+func (c *quickConn) serve(r *http.Request) {
+	defer c.quick.leave(c)
+	for c.answer(r) {
 		n := c.early
 		if c.early = 0; n == 0 {
 			n = c.next()
@@ -225,7 +227,7 @@ func (c *quickConn) serve(first *http.Request) {
 		if n == 0 {
 			break
 		}
-		if r = c.parse(c.buf[:n], first); r == nil {
+		if r = c.parse(c.buf[:n]); r == nil {
 			c.giveBack(c.buf[:n])
 			return
 		}
@@ -258,17 +260,22 @@ func (c *quickConn) renewWrite() {
 	}
 }
 
+// quickReaders are bufio.Readers: http.ReadRequest wants one.
+var quickReaders = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+
 // parse reads a request as net/http does; nil for one that is net/http's to read.
-func (c *quickConn) parse(raw []byte, first *http.Request) *http.Request {
+func (c *quickConn) parse(raw []byte) *http.Request {
 	if !readsPlain(raw, c.quick.below) {
 		return nil
 	}
-	c.text.Reset(bytes.NewReader(raw))
-	r, err := http.ReadRequest(c.text)
-	if err != nil || c.text.Buffered() > 0 {
+	text := quickReaders.Get().(*bufio.Reader) //nolint:errcheck,forcetypeassert // nothing else is put in
+	defer quickReaders.Put(text)
+	text.Reset(bytes.NewReader(raw))
+	r, err := http.ReadRequest(text)
+	if err != nil || text.Buffered() > 0 {
 		return nil
 	}
-	r.RemoteAddr = first.RemoteAddr
+	r.RemoteAddr = c.remote
 	return r
 }
 
@@ -292,9 +299,9 @@ func (c *quickConn) giveBack(read []byte) {
 	}
 }
 
-// answer tells whether the connection may have another request. values are of the request's context.
-func (c *quickConn) answer(values context.Context, r *http.Request) (again bool) {
-	ctx := &quickContext{Context: values, conn: c}
+// answer tells whether the connection may have another request.
+func (c *quickConn) answer(r *http.Request) (again bool) {
+	ctx := &quickContext{Context: c.values, conn: c}
 	defer func() {
 		ctx.end()
 		p := recover()

@@ -10,7 +10,7 @@ import (
 // that with the client. Whether the client is there is looked at only from when somebody wants to know: what net/http
 // spends on that for each request is more than a redirect costs.
 type quickContext struct {
-	context.Context // of the first request: for its values, and of a client who was gone by then
+	context.Context // for its values
 	conn            *quickConn
 
 	mu      sync.Mutex

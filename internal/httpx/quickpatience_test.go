@@ -2,6 +2,7 @@ package httpx
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -18,7 +19,8 @@ const plainRequest = "GET /v2/ HTTP/1.1\r\nHost: a.test\r\n\r\n"
 // quickPipe is a client's end of a connection that h answers quickly. The first answer is on its way.
 func quickPipe(h http.HandlerFunc) net.Conn {
 	client, server := net.Pipe()
-	c := &quickConn{quick: newQuick(&http.Server{Handler: h}, "/v2/", nil), conn: server, text: bufio.NewReader(strings.NewReader(""))} //nolint:gosec // it does not listen
+	q := newQuick(&http.Server{Handler: h}, "/v2/", nil) //nolint:gosec // it does not listen
+	c := &quickConn{quick: q, conn: server, values: context.Background(), buf: make([]byte, quickBytes)}
 	go c.serve(httptest.NewRequest(http.MethodGet, "/v2/", nil))
 	return client
 }
