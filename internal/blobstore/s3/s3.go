@@ -57,7 +57,8 @@ type Config struct {
 type Store struct {
 	config  Config
 	core    minio.Core
-	presign *minio.Client
+	presign *minio.Client // for what is not read
+	gets    *presigner
 	pool    chan []byte
 	made    chan struct{} // a token for each buffer that was never needed yet
 }
@@ -91,6 +92,9 @@ func New(c Config) (*Store, error) {
 	s.core = minio.Core{Client: client}
 	if s.presign, err = newClient(c, c.PublicEndpoint); err != nil {
 		return nil, fmt.Errorf("S3_PUBLIC_ENDPOINT: %w", err)
+	}
+	if s.gets, err = newPresigner(context.Background(), s.presign, c); err != nil {
+		return nil, fmt.Errorf("S3_BUCKET: %w", err)
 	}
 	return s, nil
 }
@@ -261,16 +265,11 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(key string, siz
 }
 
 // PresignGet signs for the public endpoint; no request is sent.
-func (s *Store) PresignGet(ctx context.Context, method, key string, ttl time.Duration) (string, error) {
+func (s *Store) PresignGet(_ context.Context, method, key string, ttl time.Duration) (string, error) {
 	if err := checkKey(key); err != nil {
 		return "", err
 	}
-	q := url.Values{"response-content-type": {"application/octet-stream"}}
-	u, err := s.presign.Presign(ctx, method, s.config.Bucket, key, ttl, q)
-	if err != nil {
-		return "", err
-	}
-	return u.String(), nil
+	return s.gets.sign(method, key, ttl, time.Now()), nil
 }
 
 // PresignPut signs over x-amz-checksum-sha256.
