@@ -69,6 +69,7 @@ type Hold struct {
 	repo       *pds.Repo
 	roster     *roster
 	uploads    *upload.Uploads
+	presigns   bool // blobs are fetched from the storage
 	ledger     *ledger.Ledger
 	quota      *quota
 	blocks     *blocks
@@ -144,6 +145,7 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	}
 	h.quota = &quota{hold: h, quotas: config.quotas, open: config.openQuota, used: map[syntax.DID]use{}}
 	presign, why := config.presigning(ctx)
+	h.presigns = presign
 	h.uploads, err = upload.Open(ctx, upload.Config{
 		DB: h.db, Store: h.store, Logger: logger, Metrics: registry, NoPresign: !presign, SpoolDir: h.spoolDir(),
 		Allow: h.quota.allow, Stored: h.quota.stored, Now: h.now,

@@ -38,8 +38,12 @@ func Run(ctx context.Context, config Config, o Options) error {
 	if l := h.listenAdmin(ctx); l != nil {
 		private = append(private, httpx.Endpoint{Server: httpx.NewServer(h.adminHandler(), logger), Listener: l})
 	}
+	quick := ""
+	if h.presigns { // what the hold sends itself is net/http's, which has the kernel copy it
+		quick = "/xrpc/" + getBlobNSID + "?"
+	}
 	return daemon.Server{
-		Private: private,
+		Private: private, QuickBelow: quick,
 		Handler: h.Handler(), Listener: o.Listener, Address: config.ServerAddr, AddressSetting: "HOLD_SERVER_ADDR",
 		DebugAddress: config.DebugAddr, DebugSetting: "HOLD_DEBUG_ADDR", Registry: registry, Logger: logger, Grace: config.Grace,
 		Ready: func(address string) {
