@@ -16,8 +16,10 @@ import (
 )
 
 const (
-	// quickAfter is how many requests in a row must have been plain before a connection is taken out of the server.
-	quickAfter = 2
+	// quickAfter is how many requests in a row must have been plain before a connection is taken out of the server. There and
+	// back costs what some ten quick answers save: a connection that is given back before it had quickWorth of them is taken
+	// again after four times as many, and at last after quickAtLast.
+	quickAfter, quickWorth, quickAtLast = 2, 16, 128
 	// quickBytes bounds a request that is answered here, in bytes.
 	quickBytes = 4 << 10
 	// quickPatience is how long a client may take for the next bytes of an answer.
@@ -50,22 +52,28 @@ func newQuick(server *http.Server, below string, address net.Addr) *quick {
 	}
 	server.Handler = q
 	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		switch c.(type) {
-		case *net.TCPConn, *resumedConn:
-			return context.WithValue(ctx, plainKey{}, new(int))
+		switch c := c.(type) {
+		case *net.TCPConn:
+			return context.WithValue(ctx, plainKey{}, &plainRow{after: quickAfter})
+		case *resumedConn:
+			return context.WithValue(ctx, plainKey{}, &plainRow{after: c.after})
 		}
 		return ctx
 	}
 	return q
 }
 
-// plainKey is of the number of plain requests that a connection had in a row.
+// plainKey is of the plainRow of a connection.
 type plainKey struct{}
+
+// plainRow is how many plain requests a connection had in a row, and after how many it is taken.
+type plainRow struct{ had, after int }
 
 // resumedConn is a connection of which bytes were read already.
 type resumedConn struct {
 	*net.TCPConn
-	read []byte
+	read  []byte
+	after int // plainRow's
 }
 
 func (c *resumedConn) Read(p []byte) (int, error) {
@@ -156,19 +164,19 @@ func (q *quick) leave(c *quickConn) {
 
 // ServeHTTP serves one request, or also those that follow it on its connection.
 func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	row, ok := r.Context().Value(plainKey{}).(*int)
+	row, ok := r.Context().Value(plainKey{}).(*plainRow)
 	if !ok || !q.isPlain(r) {
 		if ok {
-			*row = 0
+			row.had = 0
 		}
 		q.handler.ServeHTTP(w, r)
 		return
 	}
-	if *row++; *row <= quickAfter {
+	if row.had++; row.had <= row.after {
 		q.handler.ServeHTTP(w, r)
 		return
 	}
-	c := &quickConn{quick: q, remote: r.RemoteAddr, values: context.WithoutCancel(r.Context())}
+	c := &quickConn{quick: q, after: row.after, remote: r.RemoteAddr, values: context.WithoutCancel(r.Context())}
 	if !q.enter(c) {
 		q.handler.ServeHTTP(w, r)
 		return
@@ -207,6 +215,8 @@ type quickConn struct {
 	conn   net.Conn
 	remote string          // the client's address
 	values context.Context // of all requests' contexts
+	after  int             // plainRow's
+	had    int             // requests
 	// waiting is set while no request is under way. Who takes it back decides what becomes of the connection.
 	waiting atomic.Bool
 	// When the deadlines were set: that costs as much as a small read.
@@ -220,6 +230,7 @@ type quickConn struct {
 func (c *quickConn) serve(r *http.Request) {
 	defer c.quick.leave(c)
 	for c.answer(r) {
+		c.had++
 		n := c.early
 		if c.early = 0; n == 0 {
 			n = c.next()
@@ -281,7 +292,10 @@ func (c *quickConn) parse(raw []byte) *http.Request {
 
 // giveBack has the server go on with the connection.
 func (c *quickConn) giveBack(read []byte) {
-	resumed := &resumedConn{read: bytes.Clone(read)}
+	resumed := &resumedConn{read: read, after: quickAfter}
+	if c.had < quickWorth {
+		resumed.after = min(4*c.after, quickAtLast)
+	}
 	switch conn := c.conn.(type) {
 	case *net.TCPConn:
 		resumed.TCPConn = conn
@@ -324,9 +338,10 @@ var plainHeaders = map[string]bool{}
 
 func init() {
 	for _, name := range []string{
-		"Accept", "Accept-Encoding", "Accept-Language", "Authorization", "Cache-Control", "Connection", "Cookie", "Dnt", "Forwarded", "Host",
-		"Range", "Traceparent", "Tracestate", "User-Agent", "Via",
-		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Meta-Source-Client", "X-Real-Ip", "X-Request-Id",
+		"Accept", "Accept-Encoding", "Accept-Language", "Authorization", "Cache-Control", "Connection", "Cookie", "Dnt",
+		"Docker-Distribution-Api-Version", "Forwarded", "Host", "If-None-Match", "If-Range", "Range", "Traceparent", "Tracestate", "User-Agent", "Via",
+		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Forwarded-Server", "X-Meta-Source-Client", "X-Real-Ip",
+		"X-Request-Id",
 	} {
 		plainHeaders[name], plainHeaders[strings.ToLower(name)] = true, true
 	}
@@ -357,11 +372,11 @@ func readsPlain(raw []byte, below string) bool {
 			return false
 		}
 		switch value = bytes.TrimSpace(value); {
-		case len(name) == len("Host") && name[1] == 'o':
+		case string(name) == "Host" || string(name) == "host":
 			if hosts++; !isHost(value) {
 				return false
 			}
-		case len(name) == len("Connection") && bytes.EqualFold(name, []byte("Connection")):
+		case string(name) == "Connection" || string(name) == "connection":
 			if !bytes.EqualFold(value, []byte("keep-alive")) {
 				return false
 			}

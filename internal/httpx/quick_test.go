@@ -309,8 +309,11 @@ func TestQuickStops(t *testing.T) {
 	t.Parallel()
 	entered, leave := make(chan struct{}), make(chan struct{})
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/v2/slow" {
-			close(entered)
+		if r.URL.Path == "/v2/begun" {
+			w.WriteHeader(http.StatusAccepted)
+		}
+		if r.URL.Path != "/v2/redirect" {
+			entered <- struct{}{}
 			<-leave
 		}
 		answers(w, r)
@@ -322,26 +325,32 @@ func TestQuickStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- httpx.Serve(ctx, slog.New(slog.DiscardHandler), time.Minute, httpx.Endpoint{Server: httpx.NewServer(handler, slog.New(slog.DiscardHandler)), Listener: l, QuickBelow: "/v2/"})
+		done <- httpx.Serve(ctx, slog.New(slog.DiscardHandler), time.Hour, httpx.Endpoint{Server: httpx.NewServer(handler, slog.New(slog.DiscardHandler)), Listener: l, QuickBelow: "/v2/"})
 	}()
-	idle, busy := warmed(t, l.Addr().String()), warmed(t, l.Addr().String())
-	if _, err := io.WriteString(busy, plainGET("/v2/slow")); err != nil {
-		t.Fatal(err)
+	idle, busy, begun := warmed(t, l.Addr().String()), warmed(t, l.Addr().String()), warmed(t, l.Addr().String())
+	for path, conn := range map[string]net.Conn{"/v2/slow": busy, "/v2/begun": begun} {
+		if _, err := io.WriteString(conn, plainGET(path)); err != nil {
+			t.Fatal(err)
+		}
+		<-entered
 	}
-	<-entered
 	cancel()
 	if rest, err := io.ReadAll(idle); len(rest) != 0 || err != nil {
 		t.Errorf("the idle connection got %q, %v", rest, err)
 	}
 	select {
 	case err := <-done:
-		t.Errorf("stopped before the answer: %v", err)
+		t.Errorf("stopped before the answers: %v", err)
 	default:
 	}
 	close(leave)
 	raw, err := io.ReadAll(busy)
 	if got := readAnswers(raw); err != nil || len(got) != 1 || !strings.Contains(got[0], "200 OK") || !strings.HasSuffix(got[0], " the last") {
 		t.Errorf("the busy connection got %q, %v", got, err)
+	}
+	raw, err = io.ReadAll(begun)
+	if got := readAnswers(raw); err != nil || len(got) != 1 || !strings.Contains(got[0], "202 Accepted") {
+		t.Errorf("the connection whose answer had begun got %q, %v", got, err)
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -409,19 +418,58 @@ func warmed(t *testing.T, address string) net.Conn {
 	return conn
 }
 
-// Would catch quick answers that are none: every request would be net/http's, and nobody would see.
+// Would catch quick answers that are none, connections that are taken before they had plain requests in a row, and ones
+// that go there and back with every other request, which costs more than it saves.
 func TestQuickIsTaken(t *testing.T) {
 	t.Parallel()
-	for _, quick := range []bool{false, true} {
-		var kind string
-		address := serveAnswers(t, quick, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			kind = fmt.Sprintf("%T", w)
-			w.Header().Set("Content-Length", "0")
-		}))
-		warmed(t, address)
-		if want := map[bool]string{false: "*http.response", true: "*httpx.quickWriter"}[quick]; kind != want {
-			t.Errorf("quick %v: answered by %s", quick, kind)
-		}
+	plain := func(n int) string { return strings.Repeat("p", n) }
+	for _, tt := range []struct {
+		name        string
+		quick       bool
+		sent, taken string // of requests; answered by net/http or quickly
+	}{
+		{"not quick", false, "ppppp", "nnnnn"},
+		{"plain", true, "ppppp", "nnqqq"},
+		{"HEAD", true, "pph", "nnn"},
+		{"with a body", true, "ppb", "nnn"},
+		{"elsewhere", true, "ppe", "nnn"},
+		{"the last", true, "ppc", "nnn"},
+		{"HTTP/1.0", true, "pp0", "nnn"},
+		{"not in a row", true, "ppopopppp", "nnnnnnnqq"},
+		{"back early", true, "pppo" + plain(9) + "o" + plain(33), "nnqn" + strings.Repeat("n", 8) + "qn" + strings.Repeat("n", 32) + "q"},
+		{"back late", true, plain(30) + "oppp", "nn" + strings.Repeat("q", 28) + "nnnq"},
+		{"there and back", true, strings.Repeat("pppo", 100), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var taken []byte
+			address := serveAnswers(t, tt.quick, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				taken = append(taken, map[string]byte{"*http.response": 'n', "*httpx.quickWriter": 'q'}[fmt.Sprintf("%T", w)])
+				w.Header().Set("Content-Length", "0")
+			}))
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			for _, kind := range tt.sent {
+				request := strings.NewReplacer(map[rune][]string{
+					'o': {"Accept:", "X-Other:"}, 'h': {"GET", "HEAD"}, 'b': {"\r\n\r\n", "\r\nContent-Length: 1\r\n\r\n."}, 'e': {"/v2/", "/elsewhere"},
+					'c': {"Accept: */*", "Connection: close"}, '0': {"HTTP/1.1", "HTTP/1.0"},
+				}[kind]...).Replace(plainGET("/v2/"))
+				if _, err := io.WriteString(conn, request); err != nil {
+					t.Fatal(err)
+				}
+				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = res.Body.Close()
+			}
+			if tt.taken == "" && bytes.Count(taken, []byte("q")) > 3 || tt.taken != "" && string(taken) != tt.taken {
+				t.Errorf("%s: %s, want %s", tt.sent, taken, tt.taken)
+			}
+		})
 	}
 }
 
