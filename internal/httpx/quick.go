@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -196,7 +197,7 @@ func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	go c.serve(r)                             // what net/http keeps for a connection is of no more use, and as large as all that is kept here
 }
 
-// isPlain tells whether a request that net/http read is such as readPlain takes.
+// isPlain tells whether a request that net/http read is such as parse takes.
 func (q *quick) isPlain(r *http.Request) bool {
 	if r.Method != http.MethodGet || r.Proto != "HTTP/1.1" || r.Close || r.Body != http.NoBody || !strings.HasPrefix(r.RequestURI, q.below) {
 		return false
@@ -224,6 +225,9 @@ type quickConn struct {
 	buf                 []byte       // what was read
 	early               int          // how much of buf was while a request was answered
 	out                 bytes.Buffer // an answer's head, and its body where that is small
+	// headers are the bytes of the last request's; what net/http read of them is in like. Clients repeat themselves.
+	headers []byte
+	like    http.Request
 }
 
 // serve answers r and what comes after it.
@@ -276,9 +280,28 @@ var quickReaders = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
 
 // parse reads a request as net/http does; nil for one that is net/http's to read.
 func (c *quickConn) parse(raw []byte) *http.Request {
-	if !readsPlain(raw, c.quick.below) {
+	line, headers, _ := bytes.Cut(raw, crlf)
+	target, ok := plainTarget(line, c.quick.below)
+	if !ok {
 		return nil
 	}
+	if len(c.headers) == 0 || !bytes.Equal(headers, c.headers) {
+		if !arePlain(headers) {
+			return nil
+		}
+		return c.read(raw, headers)
+	}
+	u, err := url.ParseRequestURI(target)
+	if err != nil {
+		return nil
+	}
+	r := c.like
+	r.RequestURI, r.URL, r.Header = target, u, c.like.Header.Clone()
+	return &r
+}
+
+// read has net/http read a request, and remembers what it made of its headers.
+func (c *quickConn) read(raw, headers []byte) *http.Request {
 	text := quickReaders.Get().(*bufio.Reader) //nolint:errcheck,forcetypeassert // nothing else is put in
 	defer quickReaders.Put(text)
 	text.Reset(bytes.NewReader(raw))
@@ -287,6 +310,8 @@ func (c *quickConn) parse(raw []byte) *http.Request {
 		return nil
 	}
 	r.RemoteAddr = c.remote
+	c.headers, c.like = append(c.headers[:0], headers...), *r
+	c.like.Header = r.Header.Clone()
 	return r
 }
 
@@ -333,7 +358,7 @@ func (c *quickConn) answer(r *http.Request) (again bool) {
 }
 
 // plainHeaders say nothing of where a request ends or of what becomes of its connection, but Connection and Host, which
-// readsPlain looks at.
+// arePlain looks at.
 var plainHeaders = map[string]bool{}
 
 func init() {
@@ -348,18 +373,26 @@ func init() {
 	plainHeaders["X-Real-IP"], plainHeaders["X-Request-ID"] = true, true // as proxies write them
 }
 
-// readsPlain tells whether raw is a GET of a path that begins with below, all of it and nothing more, in a form that
-// every reader of HTTP/1.1 reads alike: lines end in CR LF, nothing is folded, no header speaks of a body.
+// plainTarget is what a request line asks for; not ok where it is none of a GET of a path that begins with below, or has
+// a form that not every reader of HTTP/1.1 reads alike.
 //
-// Source: RFC 9112, sections 2.2, 3, 5 and 11.2.
-func readsPlain(raw []byte, below string) bool {
-	line, rest, _ := bytes.Cut(raw, crlf)
-	target, isGet := bytes.CutPrefix(line, []byte("GET "))
-	target, isHTTP11 := bytes.CutSuffix(target, []byte(" HTTP/1.1"))
-	if !isGet || !isHTTP11 || !bytes.HasPrefix(target, []byte(below)) || !printable(target, '!') {
-		return false
+// Source: RFC 9112, sections 2.2 and 3.
+func plainTarget(line []byte, below string) (target string, ok bool) {
+	rest, isGet := bytes.CutPrefix(line, []byte("GET "))
+	rest, isHTTP11 := bytes.CutSuffix(rest, []byte(" HTTP/1.1"))
+	if !isGet || !isHTTP11 || !bytes.HasPrefix(rest, []byte(below)) || !printable(rest, '!') {
+		return "", false
 	}
+	return string(rest), true
+}
+
+// arePlain tells whether rest is the headers of one request, all of them and nothing more, in a form that every reader
+// reads alike: lines end in CR LF, nothing is folded, none speaks of a body.
+//
+// Source: RFC 9112, sections 2.2, 5 and 11.2.
+func arePlain(rest []byte) bool {
 	for hosts := 0; ; {
+		var line []byte
 		var ended bool
 		if line, rest, ended = bytes.Cut(rest, crlf); !ended {
 			return false

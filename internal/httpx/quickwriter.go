@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -81,7 +82,7 @@ func (w *quickWriter) WriteHeader(status int) {
 		out.WriteString(strconv.Itoa(status))
 	}
 	out.Write(crlf)
-	_ = w.header.WriteSubset(out, without) // memory takes everything
+	w.addHeader(without)
 	if len(w.header["Date"]) == 0 {
 		w.add("Date", time.Now().UTC().Format(http.TimeFormat))
 	}
@@ -89,6 +90,35 @@ func (w *quickWriter) WriteHeader(status int) {
 		w.last = true
 		w.add("Connection", "close")
 	}
+}
+
+// addHeader writes what the handler set. net/http writes what needs a second look, in a value that came from elsewhere.
+func (w *quickWriter) addHeader(without map[string]bool) {
+	out := &w.conn.out
+	start := out.Len()
+	for name, values := range w.header {
+		if without[name] {
+			continue
+		}
+		for _, v := range values {
+			if !isToken(name) || strings.TrimSpace(v) != v || strings.ContainsAny(v, "\r\n") {
+				out.Truncate(start)
+				_ = w.header.WriteSubset(out, without) // memory takes everything
+				return
+			}
+			w.add(name, v)
+		}
+	}
+}
+
+// isToken tells whether name is such as headers have.
+func isToken(name string) bool {
+	for i := range len(name) {
+		if c := name[i]; c != '-' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return name != ""
 }
 
 func (w *quickWriter) add(name, value string) {
