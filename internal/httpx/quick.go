@@ -177,7 +177,7 @@ func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.handler.ServeHTTP(w, r)
 		return
 	}
-	c := &quickConn{quick: q, after: row.after, remote: r.RemoteAddr, values: context.WithoutCancel(r.Context())}
+	c := &quickConn{quick: q, after: row.after, remote: r.RemoteAddr, header: http.Header{}, values: context.WithoutCancel(r.Context())}
 	if !q.enter(c) {
 		q.handler.ServeHTTP(w, r)
 		return
@@ -224,6 +224,7 @@ type quickConn struct {
 	readFrom, writeFrom time.Time
 	buf                 []byte       // what was read
 	early               int          // how much of buf was while a request was answered
+	header              http.Header  // of the answer
 	out                 bytes.Buffer // an answer's head, and its body where that is small
 	// headers are the bytes of the last request's; what net/http read of them is in like. Clients repeat themselves.
 	headers []byte
@@ -233,7 +234,7 @@ type quickConn struct {
 // serve answers r and what comes after it.
 func (c *quickConn) serve(r *http.Request) {
 	defer c.quick.leave(c)
-	for c.answer(r) {
+	for r = r.WithContext(c.context()); c.answer(r); {
 		c.had++
 		n := c.early
 		if c.early = 0; n == 0 {
@@ -249,6 +250,9 @@ func (c *quickConn) serve(r *http.Request) {
 	}
 	_ = c.conn.Close()
 }
+
+// context is of one request.
+func (c *quickConn) context() *quickContext { return &quickContext{Context: c.values, conn: c} }
 
 // next waits for a request; 0 for none.
 func (c *quickConn) next() int {
@@ -295,9 +299,9 @@ func (c *quickConn) parse(raw []byte) *http.Request {
 	if err != nil {
 		return nil
 	}
-	r := c.like
+	r := c.like.WithContext(c.context())
 	r.RequestURI, r.URL, r.Header = target, u, c.like.Header.Clone()
-	return &r
+	return r
 }
 
 // read has net/http read a request, and remembers what it made of its headers.
@@ -312,7 +316,7 @@ func (c *quickConn) read(raw, headers []byte) *http.Request {
 	r.RemoteAddr = c.remote
 	c.headers, c.like = append(c.headers[:0], headers...), *r
 	c.like.Header = r.Header.Clone()
-	return r
+	return r.WithContext(c.context())
 }
 
 // giveBack has the server go on with the connection.
@@ -338,11 +342,10 @@ func (c *quickConn) giveBack(read []byte) {
 	}
 }
 
-// answer tells whether the connection may have another request.
+// answer tells whether the connection may have another request. r's context is of this connection.
 func (c *quickConn) answer(r *http.Request) (again bool) {
-	ctx := &quickContext{Context: c.values, conn: c}
 	defer func() {
-		ctx.end()
+		r.Context().(*quickContext).end()
 		p := recover()
 		if p == nil {
 			return
@@ -352,8 +355,9 @@ func (c *quickConn) answer(r *http.Request) (again bool) {
 			c.quick.server.ErrorLog.Printf("panic serving %s: %v\n%s", r.RemoteAddr, p, debug.Stack())
 		}
 	}()
-	w := &quickWriter{conn: c, header: http.Header{}}
-	c.quick.handler.ServeHTTP(w, r.WithContext(ctx))
+	clear(c.header)
+	w := &quickWriter{conn: c, header: c.header}
+	c.quick.handler.ServeHTTP(w, r)
 	return w.finish() == nil && !w.last
 }
 

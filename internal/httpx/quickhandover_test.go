@@ -1,6 +1,7 @@
 package httpx
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"net/http"
@@ -76,4 +77,10 @@ func TestReadsPlain(t *testing.T) {
 			t.Errorf("taken: %q", changed)
 		}
 	}
+}
+
+func readsPlain(raw []byte, below string) bool {
+	line, headers, _ := bytes.Cut(raw, crlf)
+	_, ok := plainTarget(line, below)
+	return ok && arePlain(headers)
 }
