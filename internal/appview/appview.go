@@ -201,7 +201,7 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	limits := newLimiter(c.RateLimit, a.clientAddress, now)
 	a.registry = registry.New(registry.Config{
-		Authorizer: &gate{tokens: tokens, owners: people, blocks: blocked, baseURL: c.BaseURL, service: c.ServiceName},
+		Authorizer: &gate{tokens: tokens, owners: people, blocks: blocked, caller: a.callerNetwork, baseURL: c.BaseURL, service: c.ServiceName},
 		Manifests:  blockedManifests{manifests, blocked},
 		Blobs:      blockedBlobs{blobs, blocked},
 		Uploads: blockedUploads{&uploads{
@@ -213,7 +213,6 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 		Adapter: adapter,
 	})
 	address := func(r *http.Request) string { return a.clientAddress(r).String() }
-	caller := func(r *http.Request) string { return httpx.ClientNetwork(a.clientAddress(r)) }
 	greeter := &greeter{sessions: sessions, holds: holds, logger: a.logger, clock: now}
 	a.credentials, err = credential.Open(ctx, a.db, credential.Config{Secret: secrets[0], Accepted: secrets[1:], Now: now})
 	if err != nil {
@@ -221,16 +220,16 @@ func (a *AppView) wire(ctx, background context.Context, secrets [][]byte, reg pr
 	}
 	token := &tokenServer{
 		directory: directory, owners: people, sessions: sessions, credentials: a.credentials, tokens: tokens, welcome: greeter.welcome,
-		blocked: blocked.person, limits: limits, caller: caller, service: c.ServiceName, baseURL: c.BaseURL, logger: a.logger,
+		blocked: blocked.person, limits: limits, caller: a.callerNetwork, service: c.ServiceName, baseURL: c.BaseURL, logger: a.logger,
 	}
 	device := &deviceServer{
-		directory: directory, credentials: a.credentials, sessions: sessions, address: address, caller: caller, baseURL: c.BaseURL, blocked: blocked.person,
+		directory: directory, credentials: a.credentials, sessions: sessions, address: address, caller: a.callerNetwork, baseURL: c.BaseURL, blocked: blocked.person,
 		choice: &chooser{holds: holds, calls: calls, sessions: sessions, upstream: upstream, from: whole, owners: people, crew: a.view.index.HoldsOf, clock: now},
 	}
 	site, err := a.newPages(&pages{
 		directory: directory, sessions: sessions, credentials: a.credentials, choice: device.choice, welcome: greeter.welcome,
 		manifests: manifests, blocks: blocked, db: a.db,
-	}, address, caller, adapter, now)
+	}, address, a.callerNetwork, adapter, now)
 	if err != nil {
 		return err
 	}
@@ -263,7 +262,7 @@ func (a *AppView) Handler() http.Handler {
 		}
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		a.mux.ServeHTTP(w, r)
+		a.mux.ServeHTTP(w, httpx.WithEvent(r, &httpx.Event{Caller: a.callerNetwork(r)}))
 	})
 }
 
@@ -285,6 +284,12 @@ func getHealth(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, err := w.Write([]byte("ok\n"))
 	return err
+}
+
+// callerNetwork is who called, for limits. Addresses that are not public may be a proxy that the settings do not name: who
+// comes by one counts as one.
+func (a *AppView) callerNetwork(r *http.Request) string {
+	return httpx.ClientNetwork(a.clientAddress(r))
 }
 
 // clientAddress is who called, by X-Forwarded-For where the call came from a trusted proxy: the last address

@@ -2,6 +2,7 @@ package appview
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"sync"
@@ -10,6 +11,8 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/singleflight"
+
+	"atcr.io/internal/identity"
 )
 
 // cache keeps what was looked up elsewhere for a short while: bounded, one look-up at a time for a key, and
@@ -136,7 +139,9 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 	if asksPDS(ctx) {
 		flight += " anew"
 	}
+	mine := false
 	result := c.flight.DoChan(flight, func() (any, error) {
+		mine = true
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
 		defer cancel()
 		stamp, fresh := c.stampOf(ctx, key), c.fresh
@@ -144,6 +149,9 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 			fresh = coveredFresh
 		}
 		value, err := c.load(ctx, key)
+		if errors.Is(err, identity.ErrTooMany) { // that says something of who asks, and nothing of key
+			return value, err
+		}
 		until := c.now().Add(fresh)
 		if err != nil {
 			until = c.now().Add(c.failed)
@@ -158,6 +166,9 @@ func (c *cache[K, V]) get(ctx context.Context, key K) (V, error) {
 		var zero V
 		return zero, ctx.Err()
 	case r := <-result:
+		if !mine && errors.Is(r.Err, identity.ErrTooMany) { // who began it
+			return c.get(ctx, key)
+		}
 		value, _ := r.Val.(V)
 		return value, r.Err
 	}

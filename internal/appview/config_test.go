@@ -13,11 +13,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"atcr.io/api/atcr"
 	"atcr.io/internal/envconf"
+	"atcr.io/internal/identity"
 	"atcr.io/internal/oci"
+	"atcr.io/internal/registry"
 )
 
 // Would catch settings that start something unsafe, and problems told one at a time.
@@ -313,6 +316,37 @@ func TestCacheAtOnce(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Would catch a caller with too many look-ups whose refusal others get who ask for the same, then or a moment later.
+func TestCacheOfOthersRefusal(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		loads, refuse := 0, make(chan struct{})
+		c := newCache(10, time.Minute, time.Minute, time.Now, func(context.Context, string) (int, error) {
+			if loads++; loads == 1 {
+				<-refuse
+				return 0, holdUnknown("did:web:hold.test", identity.ErrTooMany)
+			}
+			return loads, nil
+		})
+		began, joined := make(chan error, 1), make(chan error, 1)
+		get := func(done chan<- error) {
+			_, err := c.get(t.Context(), "k")
+			done <- err
+		}
+		go get(began)
+		synctest.Wait()
+		go get(joined)
+		synctest.Wait()
+		close(refuse)
+		if err := <-began; oci.AsError(err).HTTPStatus() != http.StatusTooManyRequests || !errors.Is(err, registry.ErrUnresolved) {
+			t.Errorf("who began it: %v", err)
+		}
+		if err := <-joined; err != nil || loads != 2 {
+			t.Errorf("who joined: %v after %d look-ups", err, loads)
+		}
+	})
 }
 
 // Would catch a caller who asks after a change, and is answered by a look-up that began before it, also one who asks the

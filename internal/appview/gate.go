@@ -1,11 +1,13 @@
 package appview
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
 	"strings"
 
+	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
 	"atcr.io/internal/regtoken"
@@ -16,6 +18,7 @@ type gate struct {
 	tokens  *regtoken.Issuer
 	owners  owners
 	blocks  *blocks
+	caller  func(*http.Request) string // who it is without a token
 	baseURL string
 	service string
 }
@@ -33,6 +36,7 @@ func (g *gate) Authorize(r *http.Request, name oci.Name, action registry.Action)
 	if err != nil {
 		return registry.Caller{}, err
 	}
+	httpx.EventFrom(r.Context()).Caller = cmp.Or(claims.Subject, g.caller(r))
 	c := registry.Caller{Subject: claims.Subject, Session: claims.Session, Token: claims != nobody}
 	granted := action == ""
 	switch {

@@ -99,6 +99,9 @@ func (h *holds) load(ctx context.Context, did syntax.DID) (*hold, error) {
 }
 
 func holdUnknown(did syntax.DID, err error) error {
+	if errors.Is(err, identity.ErrTooMany) {
+		return identityError(did.String(), err)
+	}
 	e := oci.Unavailable(http.StatusBadGateway, err, "the hold %s has no valid DID document: its owner must look after it, or choose another hold", did)
 	if errors.Is(err, identity.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		e = oci.Unavailable(http.StatusServiceUnavailable, err, "the hold %s cannot be reached: try again in a moment, or choose another hold", did)

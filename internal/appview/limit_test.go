@@ -112,6 +112,65 @@ func TestFloods(t *testing.T) {
 	}
 }
 
+// Would catch one address, or person, that asks for names of which nobody says whose they are, and so keeps everybody else's
+// from being looked up.
+func TestSlowNames(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ATCR_RATE_LIMIT=0", "ATCR_TRUSTED_PROXIES=127.0.0.1")
+	image := newImage("one")
+	n.as(n.alice, "alice.test/app").push("alice.test/app", image, "1.0")
+	n.as(n.bob, "bob.test/app").push("bob.test/app", image, "1.0")
+	alice := n.as(n.alice, "bob.test/app")
+	n.restart()
+	get := func(u user, from, name string) answer {
+		return u.do(http.MethodGet, "/v2/"+name+"/app/manifests/1.0", nil, "X-Forwarded-For", from)
+	}
+	n.nobody().must(200, get(n.nobody(), "8.8.1.1", "alice.test"))
+	open, asked := make(chan struct{}), make(chan struct{}, 1000)
+	n.PDS.Inject(devnet.Method("com.atproto.identity.resolveHandle"), func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.HasPrefix(r.URL.Query().Get("handle"), "slow") {
+			asked <- struct{}{}
+			select {
+			case <-open:
+			case <-r.Context().Done():
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+	const names, share, waiting = 200, 8, 56
+	answers := make(chan answer, names)
+	for i := range names {
+		go func() { answers <- get(n.nobody(), "8.8.1.1", fmt.Sprintf("slow%d.test", i)) }()
+	}
+	for range names - share - waiting {
+		got := <-answers
+		if got.status != http.StatusTooManyRequests || got.code() != "TOOMANYREQUESTS" || got.header.Get("Retry-After") == "" {
+			t.Fatalf("beyond its share: %d %v %s", got.status, got.header, got.body)
+		}
+	}
+	for range share {
+		<-asked
+	}
+	if got := get(n.nobody(), "8.8.1.1", "alice.test"); got.status != http.StatusOK {
+		t.Errorf("a name that is known: %d %s", got.status, got.body)
+	}
+	if got := get(n.nobody(), "8.8.9.9", "nobody.test"); got.status != http.StatusNotFound {
+		t.Errorf("another address: %d %s", got.status, got.body)
+	}
+	if got := get(alice, "8.8.1.1", "bob.test"); got.status != http.StatusOK {
+		t.Errorf("a person, at the same address: %d %s", got.status, got.body)
+	}
+	if len(asked) != 0 {
+		t.Errorf("%d names more are looked up", len(asked))
+	}
+	close(open)
+	for range share + waiting {
+		if got := <-answers; got.status != http.StatusNotFound && got.status != http.StatusTooManyRequests {
+			t.Errorf("%d %s", got.status, got.body)
+		}
+	}
+}
+
 // Would catch guesses without end from an address that is not public, as behind a proxy that the settings do not
 // name; and an operator who is not told of that.
 func TestGuessesFromInside(t *testing.T) {

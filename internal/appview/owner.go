@@ -137,6 +137,10 @@ func identityError(text string, err error) error {
 	switch {
 	case errors.Is(err, identity.ErrHandleMismatch):
 		e = oci.Errorf(oci.CodeNameUnknown, "the handle %.100s leads to an account that does not claim it", text)
+	case errors.Is(err, identity.ErrTooMany):
+		e = oci.Errorf(oci.CodeTooManyRequests, "too many names are being looked up for you, so that %.100s has to wait: try again in a moment", text)
+		e.RetryAfter = 5 * time.Second
+		err = errors.Join(registry.ErrUnresolved, err)
 	case errors.Is(err, identity.ErrUnavailable):
 		e = oci.Unavailable(http.StatusServiceUnavailable, nil, "the account %.100s cannot be looked up right now: try again in a moment", text)
 		e.RetryAfter = 5 * time.Second

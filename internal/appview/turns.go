@@ -3,8 +3,8 @@ package appview
 import (
 	"context"
 	"net/http"
-	"sync"
 
+	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
 )
 
@@ -20,72 +20,26 @@ const (
 
 // turns bounds what is done at once, of each host and in all.
 type turns struct {
-	all line
-	mu  sync.Mutex
-	of  map[string]*line // of hosts that anybody is at or waits for
-}
-
-// line is those who have a turn, and those who wait for one.
-type line struct {
-	turn chan struct{}
-	room int // for both
-	in   int // by turns.mu
+	of  *httpx.Lines // of each host
+	all *httpx.Lines // one line
 }
 
 func newTurns() *turns {
-	return &turns{all: newLine(listsAtOnce, listsWaiting), of: map[string]*line{}}
-}
-
-func newLine(atOnce, waiting int) line {
-	return line{turn: make(chan struct{}, atOnce), room: atOnce + waiting}
+	return &turns{of: httpx.NewLines(listsAtOnceOfHost, listsWaitingOfHost), all: httpx.NewLines(listsAtOnce, listsWaiting)}
 }
 
 // take waits for a turn at host, which done ends. Errors: *oci.Error, 503 where too many wait or ctx ended first.
 func (t *turns) take(ctx context.Context, host string) (done func(), err error) {
-	leaveHost, err := t.enter(ctx, host, func() *line {
-		if t.of[host] == nil {
-			own := newLine(listsAtOnceOfHost, listsWaitingOfHost)
-			t.of[host] = &own
-		}
-		return t.of[host]
-	})
+	leaveHost, err := t.of.Enter(ctx, host)
 	if err != nil {
-		return nil, err
+		return nil, busy(host, err)
 	}
-	leaveAll, err := t.enter(ctx, host, func() *line { return &t.all })
+	leaveAll, err := t.all.Enter(ctx, "")
 	if err != nil {
 		leaveHost()
-		return nil, err
+		return nil, busy(host, err)
 	}
 	return func() { leaveAll(); leaveHost() }, nil
-}
-
-// enter stands in the line that at finds.
-func (t *turns) enter(ctx context.Context, host string, at func() *line) (leave func(), err error) {
-	t.mu.Lock()
-	l := at()
-	full := l.in == l.room
-	if !full {
-		l.in++
-	}
-	t.mu.Unlock()
-	if full {
-		return nil, busy(host, nil)
-	}
-	out := func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if l.in--; l.in == 0 && l != &t.all {
-			delete(t.of, host)
-		}
-	}
-	select {
-	case l.turn <- struct{}{}:
-		return func() { <-l.turn; out() }, nil
-	case <-ctx.Done():
-		out()
-		return nil, busy(host, ctx.Err())
-	}
 }
 
 func busy(host string, cause error) error {

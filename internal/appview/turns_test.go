@@ -91,8 +91,8 @@ func TestTurns(t *testing.T) {
 			}
 		}
 	}
-	if len(turns.of) != listsAtOnce/listsAtOnceOfHost {
-		t.Errorf("%d hosts are remembered", len(turns.of))
+	if turns.of.Len() != listsAtOnce/listsAtOnceOfHost {
+		t.Errorf("%d hosts are remembered", turns.of.Len())
 	}
 	waiting := make(chan error, listsWaiting+1)
 	for i := range listsWaiting + 1 {
@@ -115,7 +115,7 @@ func TestTurns(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if len(turns.of) != 0 || turns.all.in != 0 {
-		t.Errorf("%d hosts are remembered, %d are in", len(turns.of), turns.all.in)
+	if turns.of.Len() != 0 || turns.all.Len() != 0 {
+		t.Errorf("%d hosts are remembered, %d lines of all", turns.of.Len(), turns.all.Len())
 	}
 }

@@ -37,6 +37,9 @@ type Event struct {
 	Repository string
 	Reference  string
 	Hold       string
+	// Caller is who asks, where what there is in all is shared out: a person's DID, or an address's network. "" is this
+	// program itself. It is set before anything is looked up, and is not in the log.
+	Caller string
 	// Data is the caller's of WithEvent, for its handlers.
 	Data any
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
+
+	"atcr.io/internal/httpx"
 )
 
 // Would catch a key of 256 KiB that holds a processor for seconds at each token (base58 is quadratic).
@@ -100,6 +102,96 @@ func TestSlowStrangers(t *testing.T) {
 	}
 	if _, err := r.LookupDID(t.Context(), alice); err != nil {
 		t.Errorf("the directory was not asked: %v", err)
+	}
+}
+
+// from is a request of caller.
+func from(ctx context.Context, caller string) context.Context {
+	r := (&http.Request{}).WithContext(ctx)
+	return httpx.WithEvent(r, &httpx.Event{Caller: caller}).Context()
+}
+
+// Would catch one caller who takes all look-ups with names whose hosts never answer: others then wait, and so do names that
+// are known; and one whose look-ups no longer count once they gave up waiting for them.
+func TestShares(t *testing.T) {
+	t.Parallel()
+	r, clock := newResolver(Config{})
+	slow := slowHosts{make(chan struct{}, 10*maxLookups)}
+	r.guarded = &http.Client{Transport: slow}
+	r.dns = names{"_atproto.known.test.com": {"did=" + alice.String()}, "_atproto.new.test.com": {"did=" + alice.String()}}
+	if _, err := r.ResolveHandle(t.Context(), "known.test.com"); err != nil {
+		t.Fatal(err)
+	}
+	gone, leave := context.WithCancel(t.Context())
+	failed := make(chan error, 10*maxLookups)
+	flood := func(ctx context.Context, name string, n int) {
+		for i := range n {
+			go func() {
+				_, err := r.LookupDID(ctx, syntax.DID(fmt.Sprintf("did:web:%s%d.test.com", name, i)))
+				failed <- err
+			}()
+		}
+	}
+	flood(from(gone, "flood"), "a", 10*maxLookups)
+	for range 10*maxLookups - shareLookups - shareWaiting { // who finds no room is told at once
+		if err := <-failed; !errors.Is(err, ErrTooMany) || !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	for range shareLookups {
+		<-slow.asked
+	}
+	leave()
+	for range shareLookups + shareWaiting {
+		if err := <-failed; !errors.Is(err, context.Canceled) || errors.Is(err, ErrTooMany) {
+			t.Errorf("who gave up: %v", err)
+		}
+	}
+	flood(from(t.Context(), "flood"), "b", 10*maxLookups)
+	for range 10*maxLookups - shareLookups - shareWaiting { // those that were given up have their turns still
+		if err := <-failed; !errors.Is(err, ErrTooMany) {
+			t.Fatal(err)
+		}
+	}
+	for _, age := range []time.Duration{0, freshFor} {
+		clock.add(age)
+		if did, err := r.ResolveHandle(from(t.Context(), "flood"), "known.test.com"); did != alice {
+			t.Errorf("a name that is known, for %s: %v", age, err)
+		}
+	}
+	for _, caller := range []string{"another", ""} {
+		r.handles.Remove("new.test.com")
+		if did, err := r.ResolveHandle(from(t.Context(), caller), "new.test.com"); did != alice {
+			t.Errorf("%q: %v", caller, err)
+		}
+	}
+	if len(slow.asked) != 0 || len(r.slots) != shareLookups {
+		t.Errorf("%d are under way, and %d hosts were asked beyond", len(r.slots), len(slow.asked))
+	}
+}
+
+// Would catch people behind one address who are refused because many of them ask for the same name.
+func TestShareOfOneName(t *testing.T) {
+	t.Parallel()
+	answer, arrived, open := gate(document(t, alice, "alice.example", k256(t), "Multikey"))
+	plc := newServer(t, answer)
+	r, _ := newResolver(Config{PLCURL: plc.URL})
+	found := make(chan error)
+	for range shareLookups + shareWaiting {
+		go func() {
+			_, err := r.LookupDID(from(t.Context(), "many"), alice)
+			found <- err
+		}()
+	}
+	<-arrived
+	close(open)
+	for range shareLookups + shareWaiting {
+		if err := <-found; err != nil {
+			t.Error(err)
+		}
+	}
+	if plc.asked() != 1 || r.shares.Len() != 0 {
+		t.Errorf("asked %d times; %d callers are remembered", plc.asked(), r.shares.Len())
 	}
 }
 

@@ -1,5 +1,6 @@
 // Package identity resolves handles and DIDs, cached, bounded and guarded: what a stranger's request can
-// cause here is one look-up at a time for a name, to public addresses alone.
+// cause here is one look-up at a time for a name, to public addresses alone; and what a caller can, a part of all
+// look-ups that go on at once.
 //
 // It owns where a DID document comes from and how long it is believed, and refuses to own what somebody may
 // do.
@@ -22,6 +23,8 @@ var (
 	ErrNotFound = errors.New("there is no such identity")
 	// ErrUnavailable says: it could not be found out now. Such an error also says Temporary() true.
 	ErrUnavailable = errors.New("the identity cannot be resolved right now")
+	// ErrTooMany says: who asks has as many look-ups under way as one may have. It is ErrUnavailable too.
+	ErrTooMany = errors.New("too many names are being looked up for the same caller")
 	// ErrInvalid says: the answer is not well formed, or of another.
 	ErrInvalid = errors.New("the identity is not valid")
 	// ErrHandleMismatch says: the handle leads to a DID whose document does not claim it.

@@ -27,8 +27,11 @@ const (
 	lookupTimeout  = 10 * time.Second
 	dnsTimeout     = 3 * time.Second // leaves time for the handle's own host
 	cachedEntries  = 4_000
-	maxCachedBytes = 8 << 10 // of a document: larger ones are asked for each time
-	maxLookups     = 64      // at once, and as many at the directory: strangers' hosts may be slow on purpose
+	maxCachedBytes = 8 << 10                   // of a document: larger ones are asked for each time
+	maxLookups     = 64                        // at once, and as many at the directory: strangers' hosts may be slow on purpose
+	shareLookups   = maxLookups / 8            // of one caller at once
+	shareWaiting   = maxLookups - shareLookups // for them, no longer than sharePatience
+	sharePatience  = 5 * time.Second
 	refreshEvery   = 30 * time.Second
 	maxRefreshes   = 30 // in refreshEvery, of all
 	maxAnswerBytes = 256 << 10
@@ -59,6 +62,7 @@ type Resolver struct {
 	flight  singleflight.Group
 	slots   chan struct{}
 	own     chan struct{} // the same, to the directory
+	shares  *httpx.Lines  // of those that requests come from, by httpx.Event.Caller
 	dids    *lru.Cache[syntax.DID, entry[*Identity]]
 	handles *lru.Cache[syntax.Handle, entry[syntax.DID]]
 
@@ -109,6 +113,7 @@ func New(c Config) *Resolver {
 		dns:       net.DefaultResolver,
 		slots:     make(chan struct{}, maxLookups),
 		own:       make(chan struct{}, maxLookups),
+		shares:    httpx.NewLines(shareLookups, shareWaiting),
 		dids:      newCache[syntax.DID, entry[*Identity]](),
 		handles:   newCache[syntax.Handle, entry[syntax.DID]](),
 		refreshed: newCache[syntax.DID, time.Time](),
@@ -221,15 +226,29 @@ func (r *Resolver) RefreshSigningKey(ctx context.Context, did syntax.DID) (atcry
 	return i.SigningKey()
 }
 
-// lookup answers from the cache, or asks, once for all who want the same name. What one caller gives up
-// goes on for the others, within its own time. force asks in any case, and takes no old answer.
+// lookup answers from the cache, or asks, once for all who want the same name, and of one caller's names some at once. What
+// one caller gives up goes on for the others, within its own time. force asks in any case, and takes no old answer.
 func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface {
 	Get(K) (entry[V], bool)
 	Add(K, entry[V]) bool
 }, name K, fetch func(context.Context, K) (V, error), force bool,
 ) (V, error) {
-	if old, ok := cache.Get(name); ok && !force && old.good(r.config.Now()) {
+	old, ok := cache.Get(name)
+	if ok && !force && old.good(r.config.Now()) {
 		return old.value, old.err
+	}
+	known := ok && !force && old.usable(r.config.Now())
+	leave, err := r.share(ctx, known)
+	if err != nil && known {
+		return old.value, nil
+	}
+	if err != nil {
+		var none V
+		return none, &unavailable{err}
+	}
+	if now, ok := cache.Get(name); ok && !force && now.good(r.config.Now()) { // found while this one waited
+		leave()
+		return now.value, now.err
 	}
 	result := r.flight.DoChan(fmt.Sprintf("%T %t %s", name, force, name), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
@@ -265,12 +284,34 @@ func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface 
 	})
 	select {
 	case <-ctx.Done():
+		go func() { <-result; leave() }() // it goes on, and counts
 		var zero V
 		return zero, &unavailable{ctx.Err()}
 	case got := <-result:
+		leave()
 		value, _ := got.Val.(V)
 		return value, got.Err
 	}
+}
+
+// share is a part of all look-ups for who asks in ctx, until leave; those of this program itself take no part. Who knows an
+// old answer does not wait. Errors: ErrTooMany, ctx's.
+func (r *Resolver) share(ctx context.Context, known bool) (leave func(), err error) {
+	caller := httpx.EventFrom(ctx).Caller
+	switch {
+	case caller == "":
+		return func() {}, nil
+	case known:
+		leave, err = r.shares.Try(caller)
+	default:
+		patient, cancel := context.WithTimeout(ctx, sharePatience)
+		defer cancel()
+		leave, err = r.shares.Enter(patient, caller)
+	}
+	if err != nil && ctx.Err() == nil {
+		return nil, ErrTooMany
+	}
+	return leave, err
 }
 
 var errBusy = errors.New("too many look-ups at once")
