@@ -56,7 +56,8 @@ func (m *manifests) Get(ctx context.Context, c registry.Caller, name oci.Name, r
 	if err != nil {
 		return registry.Manifest{}, err
 	}
-	if err := m.mayPull(ctx, c, &record.Value); err != nil {
+	at := holdOf(&record.Value)
+	if err := m.mayPull(ctx, c, at); err != nil {
 		return registry.Manifest{}, err
 	}
 	raw, err := m.read(ctx, of, &record.Value)
@@ -64,7 +65,6 @@ func (m *manifests) Get(ctx context.Context, c registry.Caller, name oci.Name, r
 		return registry.Manifest{}, err
 	}
 	out := registry.Manifest{MediaType: record.Value.MediaType, Digest: oci.Digest(record.Value.Digest), Bytes: raw}
-	at := holdOf(&record.Value)
 	m.places.learn(of.DID, name.Repository, out, at)
 	if at != "" && !isIndex(out.MediaType) {
 		out.Served = func() { m.pulls.count(pullKey{at, of.DID, name.Repository}, out) }
@@ -103,8 +103,7 @@ func (m *manifests) keep(ctx context.Context, d oci.Digest, raw []byte) {
 
 // mayPull sends those away who are nobody where the blobs are not for nobody: with a challenge, so that a
 // client logs in, instead of a failure at the first blob. A hold that does not answer is met there.
-func (m *manifests) mayPull(ctx context.Context, c registry.Caller, record *atcr.Manifest) error {
-	did := holdOf(record)
+func (m *manifests) mayPull(ctx context.Context, c registry.Caller, did syntax.DID) error {
 	if c.Subject != "" || did == "" {
 		return nil
 	}
