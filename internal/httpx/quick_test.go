@@ -454,8 +454,8 @@ func TestQuickIsTaken(t *testing.T) {
 			defer func() { _ = conn.Close() }()
 			for _, kind := range tt.sent {
 				request := strings.NewReplacer(map[rune][]string{
-					'o': {"Accept:", "X-Other:"}, 'h': {"GET", "HEAD"}, 'b': {"\r\n\r\n", "\r\nContent-Length: 1\r\n\r\n."}, 'e': {"/v2/", "/elsewhere"},
-					'c': {"Accept: */*", "Connection: close"}, '0': {"HTTP/1.1", "HTTP/1.0"},
+					'o': {"Accept:", "X-Other:"}, 'h': {"GET", "HEAD"}, 'b': {"\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n.\r\n0\r\n\r\n"}, 'e': {"/v2/", "/elsewhere"},
+					'c': {"Accept: */*", "Connection: close"}, '0': {"HTTP/1.1", "HTTP/1.0", "Accept: */*", "Connection: keep-alive"},
 				}[kind]...).Replace(plainGET("/v2/"))
 				if _, err := io.WriteString(conn, request); err != nil {
 					t.Fatal(err)

@@ -52,6 +52,18 @@ func TestQuickGivesBackWhatWasRead(t *testing.T) {
 	}
 }
 
+// Would catch a connection that is taken when all are thought to be gone.
+func TestQuickTakesNoneWhenItStops(t *testing.T) {
+	t.Parallel()
+	q := newQuick(&http.Server{}, "/v2/", nil) //nolint:gosec // it does not listen
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if q.enter(&quickConn{quick: q}) {
+		t.Error("it was taken")
+	}
+}
+
 // Would catch a request that is taken although net/http, or a proxy before it, may find other ones in the same bytes.
 func TestReadsPlain(t *testing.T) {
 	t.Parallel()

@@ -32,8 +32,8 @@ func TestQuickSendsNothingBehindHalfAnAnswer(t *testing.T) {
 		answers := 0
 		client := quickPipe(func(w http.ResponseWriter, _ *http.Request) {
 			answers++
-			w.Header().Set("Content-Length", "10000")
-			_, _ = w.Write(make([]byte, 10000))
+			w.Header().Set("Content-Length", "200000")
+			_, _ = w.Write(make([]byte, 200000))
 		})
 		defer func() { _ = client.Close() }()
 		if _, err := io.ReadFull(client, make([]byte, 1000)); err != nil {
