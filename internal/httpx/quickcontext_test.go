@@ -69,7 +69,7 @@ func TestQuickContextEndsWithTheAnswer(t *testing.T) {
 	}
 	for i := range 5 { // the sixth may be under way
 		ctx := <-contexts
-		if i%2 == 0 {
+		if i == 4 { // of the others, nobody asks
 			<-ctx.Done()
 		}
 		if err := ctx.Err(); !errors.Is(err, context.Canceled) {

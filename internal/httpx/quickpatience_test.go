@@ -59,9 +59,13 @@ func TestQuickIsPatient(t *testing.T) {
 				_, _ = w.Write(make([]byte, 1<<20))
 				return
 			}
+			_ = r.Context().Done()
 			for range 3 {
 				_, _ = w.Write(make([]byte, 5000))
 				time.Sleep(2 * quickPatience)
+			}
+			if err := r.Context().Err(); err != nil {
+				t.Errorf("the client is taken for gone: %v", err)
 			}
 		})
 		defer func() { _ = client.Close() }()
