@@ -95,6 +95,11 @@ func answers(w http.ResponseWriter, r *http.Request) {
 			"length": r.ContentLength, "transfer": r.TransferEncoding, "close": r.Close, "body": string(body), "deadline": deadline, "server": server != nil,
 			"form": r.Form != nil, "remote": strings.HasPrefix(r.RemoteAddr, "127.0.0.1:"),
 		})
+		for _, values := range r.Header { // as a handler may, and nobody else sees
+			values[0] = "changed"
+		}
+		r.Header.Set("Added", "x")
+		r.Host, r.RemoteAddr, r.URL.Path = "changed.test", "changed", "changed"
 	}
 }
 
