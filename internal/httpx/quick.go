@@ -194,7 +194,8 @@ func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	early := buffered.Reader.Buffered()
 	c.buf = make([]byte, max(quickBytes, early))
 	c.early, _ = buffered.Read(c.buf[:early]) // it is there
-	go c.serve(r)                             // what net/http keeps for a connection is of no more use, and as large as all that is kept here
+	// In a goroutine, for what net/http keeps for a connection is of no more use, and as large as all that is kept here.
+	go c.serve(r)
 }
 
 // isPlain tells whether a request that net/http read is such as parse takes.
