@@ -177,7 +177,7 @@ func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.handler.ServeHTTP(w, r)
 		return
 	}
-	c := &quickConn{quick: q, after: row.after, remote: r.RemoteAddr, header: http.Header{}, values: context.WithoutCancel(r.Context())}
+	c := &quickConn{quick: q, after: row.after, remote: r.RemoteAddr, values: context.WithoutCancel(r.Context())}
 	if !q.enter(c) {
 		q.handler.ServeHTTP(w, r)
 		return
@@ -225,7 +225,6 @@ type quickConn struct {
 	readFrom, writeFrom time.Time
 	buf                 []byte       // what was read
 	early               int          // how much of buf was while a request was answered
-	header              http.Header  // of the answer
 	out                 bytes.Buffer // an answer's head, and its body where that is small
 	// headers are the bytes of the last request's; what net/http read of them is in like. Clients repeat themselves.
 	headers []byte
@@ -356,8 +355,7 @@ func (c *quickConn) answer(r *http.Request) (again bool) {
 			c.quick.server.ErrorLog.Printf("panic serving %s: %v\n%s", r.RemoteAddr, p, debug.Stack())
 		}
 	}()
-	clear(c.header)
-	w := &quickWriter{conn: c, header: c.header}
+	w := &quickWriter{conn: c, header: http.Header{}}
 	c.quick.handler.ServeHTTP(w, r)
 	return w.finish() == nil && !w.last
 }
