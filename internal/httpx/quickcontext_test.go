@@ -6,14 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
-
-	"atcr.io/internal/httpx"
 )
 
 // Would catch look-ups that go on for clients who have left, and keep their turns from others.
@@ -142,20 +138,12 @@ func TestQuickContextEndsWithTheServer(t *testing.T) {
 		<-r.Context().Done()
 		close(ended)
 	})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		done <- httpx.Serve(ctx, slog.New(slog.DiscardHandler), 10*time.Millisecond, httpx.Endpoint{Server: httpx.NewServer(handler, slog.New(slog.DiscardHandler)), Listener: l, QuickBelow: "/v2/"})
-	}()
-	if _, err := io.Copy(warmed(t, l.Addr().String()), strings.NewReader(plainGET("/v2/wait"))); err != nil {
+	address, stop, done := startServing(t, handler, "/v2/", 10*time.Millisecond)
+	if _, err := io.Copy(warmed(t, address), strings.NewReader(plainGET("/v2/wait"))); err != nil {
 		t.Fatal(err)
 	}
 	<-entered
-	cancel()
+	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
 	}

@@ -313,11 +313,11 @@ func (c *cutting) Write(b []byte) (int, error) {
 	return c.ResponseWriter.Write(b)
 }
 
-// Would catch a large repo that cannot be read, or of which what is gone stays.
-func TestLargeRepo(t *testing.T) {
-	t.Parallel()
+// readWorld is a world in which alice has so many tags, v0 and on, and an ingester has read them.
+func readWorld(t *testing.T, tags int) (*world, *ingest.Ingester, ingest.Repo) {
+	t.Helper()
 	w := newWorld(t)
-	for n := range 5 {
+	for n := range tags {
 		w.tag(w.alice, fmt.Sprint("v", n), "one")
 	}
 	i := w.newIngester(func(*ingest.Config) {})
@@ -325,6 +325,13 @@ func TestLargeRepo(t *testing.T) {
 	if err := i.ReadRepo(t.Context(), alice); err != nil {
 		t.Fatal(err)
 	}
+	return w, i, alice
+}
+
+// Would catch a large repo that cannot be read, or of which what is gone stays.
+func TestLargeRepo(t *testing.T) {
+	t.Parallel()
+	w, i, alice := readWorld(t, 5)
 	w.delete(w.alice, atcr.TagNSID, "app:v0")
 	w.tag(w.alice, "v1", "two")
 	large := w.PDS.Inject(devnet.Method("com.atproto.sync.getRepo"), devnet.Endless(20<<20))
@@ -340,15 +347,7 @@ func TestLargeRepo(t *testing.T) {
 // circle.
 func TestLargeRepoInACircle(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	for n := range 3 {
-		w.tag(w.alice, fmt.Sprint("v", n), "one")
-	}
-	i := w.newIngester(func(*ingest.Config) {})
-	alice := ingest.Repo{DID: syntax.DID(w.alice.DID)}
-	if err := i.ReadRepo(t.Context(), alice); err != nil {
-		t.Fatal(err)
-	}
+	w, i, alice := readWorld(t, 3)
 	w.PDS.Inject(devnet.Method("com.atproto.sync.getRepo"), devnet.Endless(20<<20))
 	for what, circle := range map[string]map[string]string{"repeats": {"": "a", "a": "a"}, "goes round": {"": "a", "a": "b", "b": "a"}} {
 		lists := w.PDS.Inject(devnet.Method("com.atproto.repo.listRecords"), func(rw http.ResponseWriter, r *http.Request, _ http.Handler) {
