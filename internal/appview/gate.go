@@ -1,7 +1,6 @@
 package appview
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -36,7 +35,10 @@ func (g *gate) Authorize(r *http.Request, name oci.Name, action registry.Action)
 	if err != nil {
 		return registry.Caller{}, err
 	}
-	httpx.EventFrom(r.Context()).Caller = cmp.Or(claims.Subject, g.caller(r))
+	event := httpx.EventFrom(r.Context())
+	if event.Caller = claims.Subject; event.Caller == "" {
+		event.Caller = g.caller(r)
+	}
 	c := registry.Caller{Subject: claims.Subject, Session: claims.Session, Token: claims != nobody}
 	granted := action == ""
 	switch {
