@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,6 +199,48 @@ func TestWrongSizes(t *testing.T) {
 	}
 	alice.must(201, put(oci.MediaTypeImageManifest, config, layer, config, elsewhere))
 	alice.must(201, put("application/vnd.example+json", config, larger)) // where size may mean something else
+}
+
+// Would catch an image that is taken although the hold's storage has not made objects of its blobs yet, and could not.
+func TestJoiningBlobs(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	alice := n.as(n.alice, "alice.test/app")
+	image := newImage("one")
+	var joining, asked, status atomic.Int32
+	n.public.misbehave(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		switch {
+		case r.Method == http.MethodPut && joining.Load() == 1:
+			w.Header().Set("Atcr-Joining", "true")
+		case r.Method == http.MethodHead && status.Load() != 0:
+			asked.Add(1)
+			w.WriteHeader(int(status.Load()))
+			return true
+		}
+		return false
+	})
+	push := func(how string, want, wantAsked int, code string) {
+		t.Helper()
+		asked.Store(0)
+		alice.upload("alice.test/app", image.config)
+		alice.upload("alice.test/app", image.layer)
+		got := alice.put("alice.test/app", "1.0", image.manifest)
+		if got.status != want || got.code() != code || (asked.Load() > 0) != (wantAsked > 0) {
+			t.Errorf("%s: %d %s, asked %d times", how, got.status, got.body, asked.Load())
+		}
+	}
+	joining.Store(1)
+	status.Store(http.StatusServiceUnavailable)
+	push("still joining", 503, 1, "UNAVAILABLE")
+	status.Store(http.StatusNotFound)
+	push("could not be joined", 400, 1, "MANIFEST_BLOB_UNKNOWN")
+	status.Store(0)
+	push("joined", 201, 0, "")
+	n.restart()
+	alice = n.as(n.alice, "alice.test/app")
+	joining.Store(0)
+	status.Store(http.StatusServiceUnavailable)
+	push("there at once", 201, 0, "")
 }
 
 // Would catch a manifest that is written though no hold can be told of so many blobs, and would delete them; and one that

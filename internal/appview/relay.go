@@ -50,17 +50,21 @@ func (l *relay) get(ctx context.Context, t *ticket) (string, error) {
 	return l.arrived(t, res)
 }
 
-func (l *relay) put(ctx context.Context, t *ticket, d oci.Digest, chunk registry.Chunk) error {
+// put sends the last chunk. joining: the hold has the bytes, and its storage has yet to make an object of them.
+func (l *relay) put(ctx context.Context, t *ticket, d oci.Digest, chunk registry.Chunk) (joining bool, err error) {
 	res, err := l.send(ctx, http.MethodPut, t, url.Values{"digest": {d.String()}}, chunk)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer drain(res)
 	if said := res.Header.Get("Docker-Content-Digest"); said != d.String() {
-		return l.senseless(t, errors.New("the hold does not say that it has the blob with that digest"))
+		return false, l.senseless(t, errors.New("the hold does not say that it has the blob with that digest"))
 	}
-	return nil
+	return res.Header.Get(joiningHeader) != "", nil
 }
+
+// joiningHeader is on a hold's answer to a PUT when the blob should be asked for once more before anybody relies on it.
+const joiningHeader = "Atcr-Joining"
 
 func (l *relay) delete(ctx context.Context, t *ticket) error {
 	res, err := l.send(ctx, http.MethodDelete, t, nil, registry.Chunk{})

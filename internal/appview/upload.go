@@ -197,10 +197,11 @@ func (u *uploads) Finish(ctx context.Context, c registry.Caller, name oci.Name, 
 	if err != nil {
 		return err
 	}
+	joining := false
 	if t.URL == "" {
 		err = u.parts.finish(ctx, c, t, d, chunk)
 	} else {
-		err = u.relay.put(ctx, &t, d, chunk)
+		joining, err = u.relay.put(ctx, &t, d, chunk)
 	}
 	if wrong, ok := errors.AsType[*rangeError](err); ok {
 		out, sealErr := u.progress(name, t, wrong.arrived)
@@ -213,7 +214,9 @@ func (u *uploads) Finish(ctx context.Context, c registry.Caller, name oci.Name, 
 		return err
 	}
 	u.places.add(syntax.DID(c.Subject), name.Repository, d, t.Hold)
-	u.places.seen(t.Hold, c.Subject, d, unknownSize)
+	if !joining { // else a manifest that names it has the hold asked
+		u.places.seen(t.Hold, c.Subject, d, unknownSize)
+	}
 	u.places.sent(t.Hold, c.Subject, d)
 	return u.came(ctx, syntax.DID(c.Subject), name.Repository, t.Hold, d)
 }

@@ -98,6 +98,15 @@ type Writer interface {
 	Close() error
 }
 
+// Sealer is a Writer whose Commit may take long although all bytes are in the storage: it has to put them together.
+type Sealer interface {
+	Writer
+	// Seal makes all bytes taken durable, beyond a crash of the machine, so that Commit alone is missing. From then on
+	// State describes them without anything outside the storage, and nothing can be added. ok is false where Commit
+	// takes no longer than sealing would: the Writer is then as before. Errors: those of Commit.
+	Seal(ctx context.Context) (ok bool, err error)
+}
+
 // Presigner is a store that can let others reach an object without passing the hold.
 type Presigner interface {
 	// PresignGet is a URL that answers GET (or, with method HEAD, HEAD) of the object for ttl, served as

@@ -94,7 +94,7 @@ func (h *Hold) readableBlob(r *http.Request, digest oci.Digest) (upload.Blob, sy
 		if blob, err := h.uploads.Stat(r.Context(), digest, ""); err == nil {
 			return blob, "", nil
 		} else if !errors.Is(err, upload.ErrNoBlob) {
-			return upload.Blob{}, "", err
+			return upload.Blob{}, "", blobError(digest, err)
 		}
 	}
 	viewer, err := h.caller(r, xrpc.Call{Lxm: []string{getBlobNSID}})
@@ -108,11 +108,24 @@ func (h *Hold) readableBlob(r *http.Request, digest oci.Digest) (upload.Blob, sy
 		return upload.Blob{}, viewer, err
 	}
 	blob, err := h.uploads.Stat(r.Context(), digest, viewer)
-	if errors.Is(err, upload.ErrNoBlob) {
-		return upload.Blob{}, viewer, xrpc.Errorf(http.StatusNotFound, "BlobNotFound", "this hold has no blob %s", digest)
-	}
-	return blob, viewer, err
+	return blob, viewer, blobError(digest, err)
 }
+
+// blobError puts an error of a look for a blob into the words of the methods that read one.
+func blobError(d oci.Digest, err error) error {
+	switch {
+	case errors.Is(err, upload.ErrNoBlob):
+		return xrpc.Errorf(http.StatusNotFound, "BlobNotFound", "this hold has no blob %s", d)
+	case errors.Is(err, upload.ErrJoining):
+		return &xrpc.Error{Status: http.StatusServiceUnavailable, Name: "BlobNotReady", Message: err.Error(), RetryAfter: joiningRetry, Err: err}
+	case errors.Is(err, upload.ErrClosed):
+		return &xrpc.Error{Status: http.StatusServiceUnavailable, Name: "BlobNotReady", Message: err.Error(), RetryAfter: time.Second, Err: err}
+	}
+	return err
+}
+
+// joiningRetry is when to ask again for a blob that the storage is still putting together.
+const joiningRetry = 5 * time.Second
 
 // promised renews a blob of which the caller is told that it is here.
 func (h *Hold) promised(r *http.Request, blob upload.Blob, viewer syntax.DID) (upload.Blob, error) {
@@ -120,11 +133,9 @@ func (h *Hold) promised(r *http.Request, blob upload.Blob, viewer syntax.DID) (u
 	if err != nil || told == h.did || h.mayWrite(r.Context(), told) != nil {
 		told = ""
 	}
-	blob, err = h.uploads.Promise(r.Context(), blob.Digest, viewer, told)
-	if errors.Is(err, upload.ErrNoBlob) {
-		return blob, xrpc.Errorf(http.StatusNotFound, "BlobNotFound", "this hold has no blob %s", blob.Digest)
-	}
-	return blob, err
+	digest := blob.Digest
+	blob, err = h.uploads.Promise(r.Context(), digest, viewer, told)
+	return blob, blobError(digest, err)
 }
 
 // blobURL is where the caller may send its own client for method.
@@ -146,11 +157,8 @@ func (h *Hold) getLinkedBlob(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	blob, err := h.uploads.Stat(r.Context(), v.Digest, v.Viewer)
-	if errors.Is(err, upload.ErrNoBlob) {
-		return xrpc.Errorf(http.StatusNotFound, "BlobNotFound", "this hold has no blob %s", v.Digest)
-	}
 	if err != nil {
-		return err
+		return blobError(v.Digest, err)
 	}
 	blobHeaders(w, blob)
 	return h.sendBlob(w, r, blob)

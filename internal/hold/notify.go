@@ -181,7 +181,7 @@ func (h *Hold) manifestBlobs(ctx context.Context, caller syntax.DID, info atcr.H
 			return nil, xrpc.Errorf(http.StatusBadRequest, atcr.HoldNotifyManifestErrorBlobNotFound, "this hold has no blob %s: push it first", d)
 		}
 		if err != nil {
-			return nil, err
+			return nil, blobError(d, err)
 		}
 		mediaType := n.MediaType
 		if mediaType == "" || len(mediaType) > 128 {

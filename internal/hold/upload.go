@@ -176,6 +176,7 @@ var uploadErrors = []struct {
 	{upload.ErrTooManyOpen, http.StatusTooManyRequests, "RateLimitExceeded"},
 	{upload.ErrInvalid, http.StatusBadRequest, "InvalidRequest"},
 	{upload.ErrClosed, http.StatusServiceUnavailable, ""},
+	{upload.ErrJoining, http.StatusServiceUnavailable, ""},
 	{blobstore.ErrNoSpace, http.StatusInsufficientStorage, ""},
 	{blobstore.ErrPartTooSmall, http.StatusBadRequest, ""},
 	{sqldb.ErrFull, http.StatusInsufficientStorage, ""},

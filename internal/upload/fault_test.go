@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/oci"
@@ -35,6 +36,12 @@ func (f *faults) step(name string) error {
 		return errFault
 	}
 	return nil
+}
+
+func (f *faults) dead() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.crash && f.fired != ""
 }
 
 type scenario func(ctx context.Context, r *rig, m presigning, s Session, data []byte, d oci.Digest) error
@@ -104,14 +111,14 @@ func TestFaults(t *testing.T) {
 	d := oci.FromBytes(data)
 	for name, run := range scenarios {
 		for _, crash := range []bool{false, true} {
-			for _, c := range []struct{ known, keep bool }{{false, false}, {false, true}, {true, true}} {
-				t.Run(fmt.Sprintf("%s/crash=%v/known=%v/keep=%v", name, crash, c.known, c.keep), func(t *testing.T) {
+			for _, c := range []struct{ known, keep, seals bool }{{false, false, false}, {false, true, false}, {true, true, false}, {false, true, true}, {true, true, true}} {
+				t.Run(fmt.Sprintf("%s/crash=%v/known=%v/keep=%v/seals=%v", name, crash, c.known, c.keep, c.seals), func(t *testing.T) {
 					t.Parallel()
-					db := newRig(t, newMemory(), nil).sql
+					db := newDB(t)
 					for at := 1; ; at++ {
 						clean(t, db)
 						m := presigning{newMemory()}
-						m.keepKeys = c.keep
+						m.keepKeys, m.seals = c.keep, c.seals
 						r := newRigOn(t, db, m, nil)
 						f := &faults{at: at, crash: crash}
 						if fired := faultAt(r, m, name, run, data, d, f, c.known); !fired {
@@ -147,11 +154,20 @@ func faultAt(r *rig, m presigning, name string, run scenario, data []byte, d oci
 		if _, err := r.Finish(t.Context(), s.Secret, d, nil, bytes.NewReader(data)); err != nil {
 			t.Fatal(err)
 		}
+		r.joined()
 	}
 	s := r.begin(alice)
 	m.fault.set(f.step)
 	r.db.fault.set(f.step)
 	err := run(t.Context(), r, m, s, data, d)
+	for r.joins.count() > 0 && !f.dead() {
+		time.Sleep(100 * time.Microsecond)
+	}
+	if f.crash { // what goes on in the background dies too
+		if err := r.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	m.fault.clear()
 	r.db.fault.clear()
 	f.mu.Lock() // a step of a loop may still be in it
@@ -192,6 +208,7 @@ func faultAt(r *rig, m presigning, name string, run scenario, data []byte, d oci
 	if err := run(t.Context(), r, m, again, data, d); err != nil {
 		t.Errorf("%s: begun again: %v", label, err)
 	}
+	r.joined()
 	r.walk()
 	// A day later nothing is left but blobs.
 	r.clock.move(OpenFor + RememberFor)
@@ -207,6 +224,13 @@ func faultAt(r *rig, m presigning, name string, run scenario, data []byte, d oci
 	r.walk()
 	r.nothingLeft(label)
 	return true
+}
+
+// joined waits for what is being joined.
+func (r *rig) joined() {
+	for r.joins.count() > 0 {
+		time.Sleep(100 * time.Microsecond)
+	}
 }
 
 // nothingLeft looks for objects that no row names and rows of uploads that are over.

@@ -20,7 +20,8 @@ import (
 // same digest it answers the same. start is as in Append.
 //
 // On a nil error the bytes are durable and their digest is d. A blob that was there before stays
-// untouched. After ErrDigestMismatch the upload is gone.
+// untouched. After ErrDigestMismatch the upload is gone. Where the storage has yet to make an object of the parts, the
+// answer is Blob.Joining, and Stat waits for it.
 //
 // Errors: those of Append, ErrDigestMismatch, ErrAlgorithm (the upload is kept).
 func (u *Uploads) Finish(ctx context.Context, secret string, d oci.Digest, start *int64, body io.Reader) (Blob, error) {
@@ -91,6 +92,9 @@ func (u *Uploads) finishedBefore(ctx context.Context, column string, value any, 
 	if owner != "" && owner != e.owner || e.digest != d {
 		return Blob{}, "", ErrUnknown
 	}
+	if e.joining {
+		return Blob{Digest: d, Size: e.size, Verified: true, Owner: e.owner}, e.location, nil
+	}
 	blob, err := u.Stat(ctx, d, e.owner)
 	if errors.Is(err, ErrNoBlob) { // it was read back since, and was something else
 		return Blob{}, "", ErrDigestMismatch
@@ -113,6 +117,14 @@ func (u *Uploads) complete(ctx context.Context, s *session, d oci.Digest) (Blob,
 		u.drop(ctx, s, "mismatch")
 		return Blob{}, ErrDigestMismatch
 	}
+	if blob, sealed, err := u.seal(ctx, s, d); sealed || err != nil {
+		return blob, err
+	}
+	return u.place(ctx, s, d)
+}
+
+// place has the storage make an object of the bytes, which have the digest d, and makes that the blob.
+func (u *Uploads) place(ctx context.Context, s *session, d oci.Digest) (Blob, error) {
 	return u.commit(ctx, s, d, func() (string, error) {
 		s.placed = d
 		key, err := s.writer.Commit(ctx, blobstore.BlobKey(d))

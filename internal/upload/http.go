@@ -47,6 +47,10 @@ func (u *Uploads) Handler(baseURL string) httpx.Handler {
 	}
 }
 
+// JoiningHeader is on the answer to a PUT when the storage has yet to make an object of the bytes: they are durable, and
+// whoever relies on the blob asks for it once more, which waits.
+const JoiningHeader = "Atcr-Joining"
+
 const secretLength = 43 // 32 bytes in base64 without padding
 
 // URL is the address of a session's secret under baseURL.
@@ -113,6 +117,9 @@ func (h *streamHandler) put(w http.ResponseWriter, r *http.Request, secret strin
 	w.Header().Set("Location", location)
 	w.Header().Set("Docker-Content-Digest", digest.String())
 	w.Header().Set("Docker-Upload-UUID", publicID(secret))
+	if blob.Joining() {
+		w.Header().Set(JoiningHeader, "true")
+	}
 	w.Header().Set("Content-Length", "0")
 	w.WriteHeader(http.StatusCreated)
 	return nil
@@ -224,6 +231,7 @@ var translations = []struct {
 	{ErrQuota, oci.Error{Code: oci.CodeDenied, Message: "the quota at this hold is used up: delete images, or ask its owner"}},
 	{ErrTooLarge, oci.Error{Code: oci.CodeSizeInvalid, Status: http.StatusRequestEntityTooLarge, Message: "the blob is larger than this hold takes"}},
 	{ErrClosed, *oci.Unavailable(http.StatusServiceUnavailable, nil, "the hold is restarting: go on in a moment")},
+	{ErrJoining, *oci.Unavailable(http.StatusServiceUnavailable, nil, "the hold's storage is still at joining the parts of this blob: try again in a moment")},
 	{blobstore.ErrNoSpace, *oci.Unavailable(http.StatusInsufficientStorage, nil, "the hold's storage is full: tell its owner")},
 	{sqldb.ErrFull, *oci.Unavailable(http.StatusInsufficientStorage, nil, "the hold's disk is full: tell its owner")},
 	{httpx.ErrTooSlow, oci.Error{Code: oci.CodeBlobUploadInvalid, Status: http.StatusRequestTimeout, Message: "the bytes came too slowly; what came is kept"}},

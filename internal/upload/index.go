@@ -19,7 +19,7 @@ import (
 type Blob struct {
 	Digest oci.Digest
 	Size   int64
-	Key    string // in the store
+	Key    string // in the store; "" in the answer to an upload that the storage has yet to make an object of
 	// Verified: the hold hashed the bytes. Else only Owner may read them.
 	Verified bool
 	// Owner is who uploaded it first; "" where it was found in the storage.
@@ -30,10 +30,18 @@ type Blob struct {
 	TouchedAt time.Time
 }
 
+// Joining tells whether the bytes are here and hashed, and the storage has yet to make an object of them.
+func (b Blob) Joining() bool { return b.Verified && b.Key == "" }
+
 // Stat is the blob d as viewer may see it: the verified one, else viewer's own unverified one. viewer is
-// "" for nobody. Whether viewer may read at this hold at all was decided before. Errors: ErrNoBlob.
+// "" for nobody. Whether viewer may read at this hold at all was decided before. It waits for the storage where that is
+// at making an object of the blob. Errors: ErrNoBlob, ErrJoining.
 func (u *Uploads) Stat(ctx context.Context, d oci.Digest, viewer syntax.DID) (Blob, error) {
+	ended := u.joins.of(d) // looked at first: one that ends after this has left a row
 	blob, err := u.verified(ctx, d)
+	if ended != nil && errors.Is(err, ErrNoBlob) {
+		blob, err = u.awaitJoined(ctx, d, ended)
+	}
 	if !errors.Is(err, ErrNoBlob) || viewer == "" {
 		return blob, err
 	}

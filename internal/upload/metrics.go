@@ -8,7 +8,7 @@ type metrics struct {
 	verified *prometheus.CounterVec
 }
 
-func newMetrics(reg prometheus.Registerer, open func() float64) *metrics {
+func newMetrics(reg prometheus.Registerer, open, joining func() float64) *metrics {
 	m := &metrics{
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "atcr_hold_upload_bytes_total", Help: "Bytes of blobs that arrived through the hold.",
@@ -23,7 +23,9 @@ func newMetrics(reg prometheus.Registerer, open func() float64) *metrics {
 	if reg != nil {
 		reg.MustRegister(m.bytes, m.finished, m.verified, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "atcr_hold_uploads_open", Help: "Uploads that are unfinished.",
-		}, open))
+		}, open), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "atcr_hold_uploads_joining", Help: "Uploads that were acknowledged, and of which the storage has yet to make an object.",
+		}, joining))
 	}
 	return m
 }

@@ -86,6 +86,9 @@ CREATE TABLE blob_promise (
 	PRIMARY KEY (digest, did)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX blob_promise_at ON blob_promise (at);
+`, `
+-- joins: the digest of an upload that is acknowledged, and of which the storage has yet to make an object.
+ALTER TABLE upload ADD COLUMN joins TEXT NOT NULL DEFAULT '';
 `}
 
 // saved is the part of a session that outlives the process: bytes up to offset, the hash over them, and
@@ -96,17 +99,22 @@ type saved struct {
 	storeState []byte
 }
 
-// save writes the session's row, and a part's if it is not nil, in one relaxed transaction.
+// save writes the session's row, and a part's if it is not nil, in one transaction: a relaxed one, unless the upload is to
+// be acknowledged.
 func (u *Uploads) save(ctx context.Context, s *session, next saved, finished *part) error {
-	return u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
+	write := u.db.WriteRelaxed
+	if s.joins != "" {
+		write = u.db.Write
+	}
+	return write(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO upload (id, secret_hash, owner, location, mode, algorithm, key_digest,
-				staged_key, byte_offset, hash_state, store_state, created_at, active_at)
-			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)
+				staged_key, byte_offset, hash_state, store_state, created_at, active_at, joins)
+			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 			ON CONFLICT (id) DO UPDATE SET mode = excluded.mode, algorithm = excluded.algorithm,
 				key_digest = excluded.key_digest, staged_key = excluded.staged_key, byte_offset = excluded.byte_offset,
-				hash_state = excluded.hash_state, store_state = excluded.store_state, active_at = excluded.active_at`,
+				hash_state = excluded.hash_state, store_state = excluded.store_state, active_at = excluded.active_at, joins = excluded.joins`,
 			s.id, s.secretHash[:], s.owner.String(), s.location, s.mode, s.algorithm, s.keyDigest.String(),
-			s.stagedKey, next.offset, next.hashState, next.storeState, s.created.UnixMilli(), s.active.Load())
+			s.stagedKey, next.offset, next.hashState, next.storeState, s.created.UnixMilli(), s.active.Load(), s.joins.String())
 		if err != nil || finished == nil {
 			return err
 		}
@@ -119,7 +127,7 @@ func (u *Uploads) save(ctx context.Context, s *session, next saved, finished *pa
 // loadSessions brings the unfinished uploads into memory; their Writers are resumed when bytes come.
 func (u *Uploads) loadSessions(ctx context.Context) error {
 	rows, err := u.db.Reader().QueryContext(ctx, `SELECT id, secret_hash, owner, location, mode, algorithm, key_digest,
-		staged_key, byte_offset, hash_state, store_state, created_at, active_at FROM upload WHERE ended_at IS NULL`)
+		staged_key, byte_offset, hash_state, store_state, created_at, active_at, joins FROM upload WHERE ended_at IS NULL`)
 	if err != nil {
 		return err
 	}
@@ -129,18 +137,19 @@ func (u *Uploads) loadSessions(ctx context.Context) error {
 			s               session
 			secret          []byte
 			owner, keyed    string
+			joins           string
 			created, active int64
 			last            saved
 		)
 		if err := rows.Scan(&s.id, &secret, &owner, &s.location, &s.mode, &s.algorithm, &keyed, &s.stagedKey,
-			&last.offset, &last.hashState, &last.storeState, &created, &active); err != nil {
+			&last.offset, &last.hashState, &last.storeState, &created, &active, &joins); err != nil {
 			return err
 		}
 		if len(secret) != sha256.Size {
 			return fmt.Errorf("upload %s: a secret's hash of %d bytes", s.id, len(secret))
 		}
 		copy(s.secretHash[:], secret)
-		s.owner, s.keyDigest = syntax.DID(owner), oci.Digest(keyed)
+		s.owner, s.keyDigest, s.joins = syntax.DID(owner), oci.Digest(keyed), oci.Digest(joins)
 		s.created = time.UnixMilli(created)
 		s.active.Store(active)
 		s.last = &last
@@ -190,17 +199,23 @@ func (u *Uploads) loadParts(ctx context.Context) error {
 type ended struct {
 	owner    syntax.DID
 	digest   oci.Digest // "": given up
+	size     int64      // bytes; only while joining
+	joining  bool       // it was acknowledged, and the storage has yet to make an object of it
 	location string
 }
 
 // endedBy finds a finished upload by a column. Errors: ErrUnknown.
 func (u *Uploads) endedBy(ctx context.Context, column string, value any) (ended, error) {
-	var owner, digest string
+	var owner, digest, joins string
 	var e ended
-	var at int64
-	err := u.db.Reader().QueryRowContext(ctx, `SELECT owner, digest, location, ended_at FROM upload
-		WHERE `+column+` = ? AND ended_at IS NOT NULL`, value).Scan(&owner, &digest, &e.location, &at)
-	if errors.Is(err, sql.ErrNoRows) || err == nil && (digest == "" || u.now().Sub(time.UnixMilli(at)) > RememberFor) {
+	var at sql.NullInt64
+	err := u.db.Reader().QueryRowContext(ctx, `SELECT owner, digest, joins, byte_offset, location, ended_at FROM upload
+		WHERE `+column+` = ? AND (ended_at IS NOT NULL OR joins <> '')`, value).Scan(&owner, &digest, &joins, &e.size, &e.location, &at)
+	if e.joining = err == nil && !at.Valid; e.joining {
+		e.owner, e.digest = syntax.DID(owner), oci.Digest(joins)
+		return e, nil
+	}
+	if errors.Is(err, sql.ErrNoRows) || err == nil && (digest == "" || u.now().Sub(time.UnixMilli(at.Int64)) > RememberFor) {
 		return ended{}, ErrUnknown
 	}
 	e.owner, e.digest = syntax.DID(owner), oci.Digest(digest)

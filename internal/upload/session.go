@@ -41,7 +41,8 @@ type session struct {
 
 	mu      sync.Mutex
 	working bool
-	ended   bool // completed or dropped: not in the maps any more
+	ended   bool       // completed or dropped: not in the maps any more
+	joins   oci.Digest // acknowledged as this digest: nobody but join works on it any more
 	mode    int
 	parts   []part
 	spool   map[int]*spooledPart
@@ -75,7 +76,7 @@ func (s *session) acquire(mode int) error {
 
 // claimLocked settles how the bytes come; modeNone claims nothing.
 func (s *session) claimLocked(mode int) error {
-	if s.ended || s.gone.Load() {
+	if s.ended || s.joins != "" || s.gone.Load() {
 		return ErrUnknown
 	}
 	if mode == modeNone {
@@ -107,11 +108,13 @@ func (u *Uploads) release(ctx context.Context, s *session) {
 
 // giveUp ends s now, or when whoever works on it notices.
 func (u *Uploads) giveUp(ctx context.Context, s *session, outcome string) {
-	s.gone.Store(true)
 	s.mu.Lock()
-	mine := !s.working && !s.ended
-	if mine {
-		s.working = true
+	mine := false
+	if s.joins == "" { // else it is acknowledged
+		s.gone.Store(true)
+		if mine = !s.working && !s.ended; mine {
+			s.working = true
+		}
 	}
 	s.mu.Unlock()
 	if mine {
@@ -194,10 +197,11 @@ func (u *Uploads) persist(ctx context.Context, s *session, finished *part) error
 func (u *Uploads) outcome(ctx context.Context, s *session, next saved, saveErr error) error {
 	var offset int64
 	var state []byte
-	err := u.db.Reader().QueryRowContext(ctx, `SELECT byte_offset, store_state FROM upload WHERE id = ? AND ended_at IS NULL`,
-		s.id).Scan(&offset, &state)
+	var joins string
+	err := u.db.Reader().QueryRowContext(ctx, `SELECT byte_offset, store_state, joins FROM upload WHERE id = ? AND ended_at IS NULL`,
+		s.id).Scan(&offset, &state, &joins)
 	switch {
-	case err == nil && offset == next.offset && bytes.Equal(state, next.storeState):
+	case err == nil && offset == next.offset && bytes.Equal(state, next.storeState) && joins == s.joins.String():
 		return nil
 	case err == nil || errors.Is(err, sql.ErrNoRows):
 		return saveErr

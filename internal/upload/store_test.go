@@ -27,6 +27,8 @@ type memory struct {
 	fault   hook
 	// keepKeys commits at a key of its own unless Create was told the final one, as S3 does for large objects.
 	keepKeys bool
+	// seals has Writers be sealed before they are committed, as those of S3 are where the object is large.
+	seals bool
 }
 
 type staged struct {
@@ -248,6 +250,17 @@ func (w *memoryWriter) Commit(_ context.Context, final string) (key string, err 
 }
 
 func (w *memoryWriter) Close() error { return nil }
+
+func (w *memoryWriter) Seal(context.Context) (ok bool, err error) {
+	if w.dead != nil || !w.m.seals {
+		return false, w.dead
+	}
+	if err := w.m.around("seal", func() error { return nil }); err != nil {
+		w.dead = err
+		return false, err
+	}
+	return true, nil
+}
 
 // presigning adds the optional powers to memory.
 type presigning struct{ *memory }

@@ -125,7 +125,7 @@ func (u *Uploads) lookSecret(secret string) (*session, error) {
 	if s == nil || s.gone.Load() {
 		return nil, ErrUnknown
 	}
-	if u.expired(s) {
+	if s.joining() || u.expired(s) {
 		return nil, ErrUnknown
 	}
 	return s, nil

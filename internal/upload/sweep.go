@@ -28,11 +28,14 @@ func (u *Uploads) sweepLoop(ctx context.Context) {
 // expired tells whether s has come to its age.
 func (u *Uploads) expired(s *session) bool {
 	now := u.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.joins != "" {
+		return false
+	}
 	if now.Sub(s.created) > OpenFor {
 		return true
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	streamed := s.mode == modeNone || s.mode == modeStream
 	return streamed && !s.working && now.Sub(time.UnixMilli(s.active.Load())) > IdleFor
 }
@@ -107,7 +110,7 @@ func (u *Uploads) clearEnded(ctx context.Context) error {
 
 // endForgotten gives up old rows that no session stands for: the database failed when theirs ended.
 func (u *Uploads) endForgotten(ctx context.Context) error {
-	rows, err := u.db.Reader().QueryContext(ctx, `SELECT id FROM upload WHERE ended_at IS NULL AND created_at < ?`,
+	rows, err := u.db.Reader().QueryContext(ctx, `SELECT id FROM upload WHERE ended_at IS NULL AND joins = '' AND created_at < ?`,
 		u.now().Add(-OpenFor).UnixMilli())
 	if err != nil {
 		return err

@@ -61,6 +61,9 @@ var (
 	ErrBrokenOff = errors.New("the bytes broke off")
 	// ErrClosed says: the hold is stopping; the upload can be resumed after its restart.
 	ErrClosed = errors.New("the hold is stopping")
+	// ErrJoining says: the blob is durable, and the storage has not made an object of its parts in all the time that
+	// one can wait. It goes on.
+	ErrJoining = errors.New("the storage is still at joining the parts of this blob: try again in a moment")
 	// ErrNoBlob says: the index has no such blob that this viewer may see.
 	ErrNoBlob = errors.New("no such blob")
 )
@@ -109,6 +112,10 @@ const (
 	cachedBlobs       = 8192
 	idleWriterFor     = time.Minute // then its file or buffers are given back
 	detachedFor       = 2 * time.Minute
+	joinWait          = 20 * time.Second // less than the 30 for which AppViews wait for a hold
+	joinPause         = time.Second
+	joinPauseMost     = time.Minute
+	joinGrace         = 5 * time.Second // how long a hold that stops waits for the storage
 	verifyRetryPause  = time.Minute
 	touchEvery        = time.Hour
 	partURLValid      = time.Hour
@@ -145,6 +152,9 @@ type Config struct {
 	MaxBlobBytes int64
 	// SweepEvery (1 min) is the pause between two rounds of Sweep.
 	SweepEvery time.Duration
+
+	joinWait  time.Duration // how long who asks for a blob waits for the storage
+	joinPause time.Duration // between two tries to have it joined, at first
 }
 
 // database is what of *sqldb.DB is used; tests put faults in front of it.
@@ -164,6 +174,7 @@ type Uploads struct {
 	metrics    *metrics
 	cache      *lru.Cache[oci.Digest, Blob] // verified rows alone
 	digests    keyedLock
+	joins      joins
 	deletions  deletions
 	rebuilding sync.Mutex   // one Rebuild at a time
 	epoch      atomic.Int64 // rises when a row was changed, so that no reader puts the old one into the cache
@@ -177,6 +188,7 @@ type Uploads struct {
 
 	inflight   sync.WaitGroup
 	workers    sync.WaitGroup
+	background context.Context //nolint:containedctx // ends when the hold stops
 	stop       context.CancelFunc
 	wakeVerify chan struct{}
 	checkpoint int64
@@ -197,6 +209,8 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	setDefault(&cfg.MaxOpen, 1000)
 	setDefault(&cfg.MaxBlobBytes, 256<<30)
 	setDefault(&cfg.SweepEvery, time.Minute)
+	setDefault(&cfg.joinWait, joinWait)
+	setDefault(&cfg.joinPause, joinPause)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -221,9 +235,14 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	if err := db.Write(ctx, func(tx *sql.Tx) error { return u.settleNamed(ctx, tx) }); err != nil {
 		return nil, fmt.Errorf("count what is in use: %w", err)
 	}
-	u.metrics = newMetrics(cfg.Metrics, u.countOpen)
+	u.metrics = newMetrics(cfg.Metrics, u.countOpen, u.joins.count)
 	background, stop := context.WithCancel(context.Background())
-	u.stop = stop
+	u.background, u.stop = background, stop
+	for _, s := range u.byID {
+		if s.joins != "" {
+			u.goJoin(s)
+		}
+	}
 	u.workers.Go(func() { u.sweepLoop(background) })
 	u.workers.Go(func() { u.verifyLoop(background) })
 	return u, nil

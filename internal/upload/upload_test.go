@@ -51,6 +51,11 @@ type rig struct {
 
 func newRig(t testing.TB, store blobstore.Store, change func(*Config)) *rig {
 	t.Helper()
+	return newRigOn(t, newDB(t), store, change)
+}
+
+func newDB(t testing.TB) *sqldb.DB {
+	t.Helper()
 	db, err := sqldb.Open(t.Context(), filepath.Join(t.TempDir(), "db.sqlite3"))
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +64,7 @@ func newRig(t testing.TB, store blobstore.Store, change func(*Config)) *rig {
 	if err := db.Migrate(t.Context(), "upload", migrations); err != nil {
 		t.Fatal(err)
 	}
-	return newRigOn(t, db, store, change)
+	return db
 }
 
 func newRigOn(t testing.TB, db *sqldb.DB, store blobstore.Store, change func(*Config)) *rig {
@@ -67,6 +72,7 @@ func newRigOn(t testing.TB, db *sqldb.DB, store blobstore.Store, change func(*Co
 	r := &rig{t: t, store: store, sql: db, db: &faultyDB{DB: db}, clock: &clock{t: time.UnixMilli(1_800_000_000_000)}}
 	r.cfg = Config{
 		Store: store, Logger: slog.New(slog.DiscardHandler), Now: r.clock.now, SpoolDir: t.TempDir(), SweepEvery: time.Hour,
+		joinPause: time.Millisecond,
 	}
 	if change != nil {
 		change(&r.cfg)

@@ -2,6 +2,7 @@ package s3_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"atcr.io/internal/blobstore"
 	"atcr.io/internal/blobstore/s3"
 )
 
@@ -200,5 +202,78 @@ func TestSmallChunksAreNotSentAgain(t *testing.T) {
 	}
 	if sent.Load() > 3*size {
 		t.Errorf("%d MiB sent for %d MiB", sent.Load()>>20, size>>20)
+	}
+}
+
+// Would catch a sealed object that is lost with the machine, since something of it is not in the bucket; what stays in the
+// spool folder when it is made; and one that is taken for lost because the storage failed when it was looked for.
+func TestSealed(t *testing.T) {
+	t.Parallel()
+	c := bucket(t)
+	data := bytes.Repeat([]byte("0123456789abcdef"), (2*s3.PartBytes+64)/16)
+	w, err := open(t, c).Create(t.Context(), "sealed/data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.ReadFrom(bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.State(t.Context()); err != nil { // has the tail in a file
+		t.Fatal(err)
+	}
+	sealer, ok := w.(blobstore.Sealer)
+	if !ok {
+		t.Fatal("no Sealer")
+	}
+	if ok, err := sealer.Seal(t.Context()); err != nil || !ok {
+		t.Fatalf("%v, %v", ok, err)
+	}
+	state, err := w.State(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.SpoolDir = t.TempDir() // the machine is another
+	down := atomic.Bool{}
+	c.Wrap = &transport{fault: func(r *http.Request, _ int64) (*http.Response, error) {
+		switch {
+		case !down.Load():
+		case r.Method == http.MethodPost: // some servers answer a second completion as the first
+			return answer(http.StatusNotFound, "NoSuchUpload"), nil
+		case r.Method == http.MethodHead:
+			return nil, errors.New("injected")
+		}
+		return nil, nil
+	}}
+	commit := func() (string, error) {
+		again, err := open(t, c).Resume(t.Context(), state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = again.Close() }()
+		return again.Commit(t.Context(), "sealed/data")
+	}
+	if key, err := commit(); err != nil || key != "sealed/data" {
+		t.Fatalf("%s, %v", key, err)
+	}
+	down.Store(true)
+	if _, err := commit(); err == nil || errors.Is(err, blobstore.ErrNotFound) {
+		t.Errorf("the storage fails: %v", err)
+	}
+	down.Store(false)
+	if _, err := commit(); err != nil {
+		t.Errorf("made before: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(c.SpoolDir, "*")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+	s := open(t, c)
+	if err := s.Delete(t.Context(), "sealed/data"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := commit(); !errors.Is(err, blobstore.ErrNotFound) {
+		t.Errorf("lost: %v", err)
 	}
 }

@@ -45,6 +45,12 @@ func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) blobstore.Store { return open(t, c) })
 }
 
+// answer is an error as a server words it.
+func answer(status int, code string) *http.Response {
+	body := "<Error><Code>" + code + "</Code><Message>injected</Message></Error>"
+	return &http.Response{StatusCode: status, Header: http.Header{"Content-Type": {"application/xml"}}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}
+}
+
 // transport counts requests and breaks some.
 type transport struct {
 	requests atomic.Int64
@@ -112,14 +118,10 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	base := bucket(t)
 	data := bytes.Repeat([]byte("0123456789abcdef"), (2*s3.PartBytes+100)/16)
-	slowDown := func() *http.Response {
-		body := `<Error><Code>SlowDown</Code><Message>slow down</Message></Error>`
-		return &http.Response{StatusCode: 503, Header: http.Header{"Content-Type": {"application/xml"}}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}
-	}
 	for name, fault := range map[string]func(*http.Request, int64) (*http.Response, error){
 		"503 on every other": func(_ *http.Request, n int64) (*http.Response, error) {
 			if n%2 == 1 {
-				return slowDown(), nil
+				return answer(http.StatusServiceUnavailable, "SlowDown"), nil
 			}
 			return nil, nil
 		},
@@ -153,7 +155,7 @@ func TestFaults(t *testing.T) {
 		c := base
 		breaker := &transport{fault: func(r *http.Request, _ int64) (*http.Response, error) {
 			if r.Method == http.MethodPost && r.URL.Query().Has("uploadId") {
-				res := slowDown()
+				res := answer(http.StatusServiceUnavailable, "SlowDown")
 				res.StatusCode = 200
 				return res, nil
 			}

@@ -475,6 +475,31 @@ func (w *writer) tailReader() io.Reader {
 	return bytes.NewReader(w.tail)
 }
 
+// Seal makes the tail the last part of an upload that has parts. It is left to Commit to find out that an earlier one was
+// all but done.
+func (w *writer) Seal(context.Context) (bool, error) {
+	if err := w.failure(); err != nil {
+		return false, err
+	}
+	if w.gone || !w.multipart() {
+		return false, nil
+	}
+	err := w.settle(true, func() error { return nil })
+	if errors.Is(err, blobstore.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, w.fail(err)
+	}
+	if w.tailLen() == 0 {
+		return true, nil
+	}
+	w.st.Parts = append(w.st.Parts, *w.tailSent)
+	w.tailSent = nil
+	w.dropBuffer()
+	return true, w.dropSpool()
+}
+
 // Commit puts a single part under its final key, or completes the multipart upload under the key it has.
 func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 	if err := checkKey(final); err != nil {
@@ -488,17 +513,14 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 		if !w.multipart() {
 			key = final
 		}
-		if !w.committed(ctx, key) {
-			return "", errTailGone
-		}
-		return key, w.done(ctx)
+		return w.committed(ctx, key, errTailGone)
 	}
 	if !w.multipart() {
 		return final, w.putWhole(ctx, final)
 	}
 	if err := w.settle(true, func() error { return nil }); err != nil {
-		if errors.Is(err, blobstore.ErrNotFound) && w.committed(ctx, w.st.Key) {
-			return w.st.Key, w.done(ctx)
+		if errors.Is(err, blobstore.ErrNotFound) {
+			return w.committed(ctx, w.st.Key, w.fail(err))
 		}
 		return "", w.fail(err)
 	}
@@ -511,8 +533,8 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 		done[i] = minio.CompletePart{PartNumber: i + 1, ETag: p.ETag}
 	}
 	_, err := w.store.core.CompleteMultipartUpload(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, done, minio.PutObjectOptions{})
-	if err = translate(err); errors.Is(err, blobstore.ErrNotFound) && w.committed(ctx, w.st.Key) {
-		err = nil
+	if err = translate(err); errors.Is(err, blobstore.ErrNotFound) {
+		return w.committed(ctx, w.st.Key, err)
 	}
 	if err != nil {
 		return "", err
@@ -520,10 +542,17 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 	return w.st.Key, w.done(ctx)
 }
 
-// committed tells whether an earlier Commit made the object and did not live to say so.
-func (w *writer) committed(ctx context.Context, key string) bool {
+// committed is what Commit answers when the upload is gone: an earlier one may have made the object, and not have lived to
+// say so. Only where that is not so the bytes are lost, which lost says.
+func (w *writer) committed(ctx context.Context, key string, lost error) (string, error) {
 	size, err := w.store.Stat(ctx, key)
-	return err == nil && size == w.size
+	switch {
+	case errors.Is(err, blobstore.ErrNotFound) || err == nil && size != w.size:
+		return "", lost
+	case err != nil:
+		return "", fmt.Errorf("look whether the object was made before: %w", err)
+	}
+	return key, w.done(ctx)
 }
 
 func (w *writer) putWhole(ctx context.Context, final string) error {

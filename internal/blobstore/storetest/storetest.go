@@ -19,7 +19,7 @@ import (
 // Run runs the suite. open gives a store over the same storage each time, as after a restart of the process.
 func Run(t *testing.T, open func(t *testing.T) blobstore.Store) {
 	for name, test := range map[string]func(*testing.T, func(*testing.T) blobstore.Store){
-		"Objects": testObjects, "Sizes": testSizes, "Resume": testResume, "Commit": testCommit, "Discard": testDiscard,
+		"Objects": testObjects, "Sizes": testSizes, "Resume": testResume, "Commit": testCommit, "Seal": testSeal, "Discard": testDiscard,
 		"ReaderErrors": testReaderErrors, "Concurrent": testConcurrent, "Keys": testKeys,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -210,6 +210,45 @@ func testCommit(t *testing.T, open func(*testing.T) blobstore.Store) {
 		}
 		if !bytes.Equal(read(t, s, key), data) {
 			t.Errorf("%d: other bytes", n)
+		}
+	}
+}
+
+// Would catch a sealed object that another process cannot make, or makes of other bytes, and one that is to be seen before.
+func testSeal(t *testing.T, open func(*testing.T) blobstore.Store) {
+	ctx := t.Context()
+	for _, n := range []int{0, 9, 8 << 20, 9 << 20, 16 << 20, 20<<20 + 1} {
+		for _, kept := range []bool{false, true} { // whether there was a State before
+			data, final := random(n, 65), fmt.Sprintf("seal/%d/%v/data", n, kept)
+			s := open(t)
+			w := must(s.Create(ctx, ""))(t)
+			must(w.ReadFrom(bytes.NewReader(data)))(t)
+			if kept {
+				must(w.State(ctx))(t)
+			}
+			sealer, ok := w.(blobstore.Sealer)
+			if ok {
+				ok = must(sealer.Seal(ctx))(t)
+			}
+			state := must(w.State(ctx))(t)
+			if ok {
+				if err := w.Close(); err != nil {
+					t.Fatal(err)
+				}
+				s = open(t)
+				absent(t, s, final)
+				w = must(s.Resume(ctx, state))(t)
+			}
+			if w.Size() != int64(n) {
+				t.Errorf("%d: stands at %d", n, w.Size())
+			}
+			key := must(w.Commit(ctx, final))(t)
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(read(t, s, key), data) {
+				t.Errorf("%d: other bytes", n)
+			}
 		}
 	}
 }
