@@ -170,7 +170,11 @@ func benchMemory(ctx context.Context, b *bench) error {
 				}
 			}
 			total, worst, err := parallel(ctx, len(layers), func(ctx context.Context, j int) (pushed, error) {
-				return push(ctx, t.begin, layers[j], t.authorization)
+				p, err := push(ctx, t.begin, layers[j], t.authorization)
+				if err == nil {
+					err = p.find(ctx, t.authorization)
+				}
+				return p, err
 			})
 			if err != nil {
 				return fmt.Errorf("%s: %w", t.name, err)

@@ -60,6 +60,19 @@ type pushed struct {
 	Total time.Duration // from POST to 201
 	Final time.Duration // from the last byte's acknowledgement to 201: the final PUT
 	Last  time.Duration // from when the last byte was given to the system to 201
+	There time.Duration // from 201 to when a HEAD finds the layer
+	at    string        // where the 201 says that the layer is
+}
+
+// find has Total go on until a HEAD finds the layer: a registry may answer before its storage is done.
+func (p *pushed) find(ctx context.Context, authorization string) error {
+	start := time.Now()
+	if _, err := send(ctx, http.MethodHead, p.at, nil, authorization, http.StatusOK); err != nil {
+		return err
+	}
+	p.There = time.Since(start)
+	p.Total += p.There
+	return nil
 }
 
 var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, WriteBufferSize: 256 << 10}}
@@ -81,10 +94,11 @@ func push(ctx context.Context, b begin, l *layer, authorization string) (pushed,
 	if strings.Contains(target, "?") {
 		separator = "&"
 	}
-	if _, err := send(ctx, http.MethodPut, target+separator+"digest="+l.digest, nil, authorization, http.StatusCreated); err != nil {
+	at, err := send(ctx, http.MethodPut, target+separator+"digest="+l.digest, nil, authorization, http.StatusCreated)
+	if err != nil {
 		return pushed{}, err
 	}
-	return pushed{Total: time.Since(start), Final: time.Since(last), Last: time.Since(body.ended())}, nil
+	return pushed{Total: time.Since(start), Final: time.Since(last), Last: time.Since(body.ended()), at: at}, nil
 }
 
 // ending remembers when its end was read.
