@@ -118,6 +118,7 @@ func newClient(c Config, endpoint string) (*minio.Client, error) {
 			return nil, err
 		}
 		t.MaxIdleConnsPerHost, t.ResponseHeaderTimeout = 64, time.Minute
+		t.DialContext = dialWhole(t.DialContext)
 		o.Transport = t
 	}
 	return minio.New(host, o)

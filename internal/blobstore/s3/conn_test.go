@@ -1,0 +1,59 @@
+package s3
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+)
+
+// Would catch bytes lost, doubled or sent beyond a request's end by the short way from a buffer to the connection.
+func TestWholeConn(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	arrived := make(chan []byte)
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			all, _ := io.ReadAll(c)
+			arrived <- all
+		}
+	}()
+	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	onlyReader := struct{ io.Reader }{bytes.NewReader(data)}
+	for name, c := range map[string]struct {
+		from io.Reader
+		n    int
+		err  error
+	}{
+		"a buffer":               {io.LimitReader(bytes.NewReader(data), int64(len(data))), len(data), nil},
+		"longer than it may be":  {io.LimitReader(bytes.NewReader(data), 10), 0, io.ErrShortWrite},
+		"shorter than announced": {io.LimitReader(bytes.NewReader(data), int64(len(data))+1), len(data), nil},
+		"a stream":               {io.LimitReader(onlyReader, int64(len(data))), len(data), nil},
+		"without a limit":        {bytes.NewReader(data), len(data), nil},
+	} {
+		conn, err := dialWhole((&net.Dialer{}).DialContext)(context.Background(), "tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := conn.(io.ReaderFrom).ReadFrom(c.from) //nolint:forcetypeassert // what net/http looks for
+		if n != int64(c.n) || !errors.Is(err, c.err) {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-arrived; !bytes.Equal(got, data[:c.n]) {
+			t.Errorf("%s: %d bytes arrived", name, len(got))
+		}
+	}
+}
