@@ -29,8 +29,12 @@ import (
 const (
 	// PartBytes is the size of every part but the last; R2 wants them equal. 10,000 parts make 78 GiB.
 	PartBytes = 8 << 20
-	// PartsInFlight is how many parts of one object are on their way at once.
+	// PartsInFlight is how many parts of one object are on their way at once, at most.
 	PartsInFlight = 3
+	// farStorage is how long the fastest of farAfter parts takes to a storage for which the last of those is needed. A nearer
+	// one is busy all the time without it, and is done earlier when the bytes end.
+	farStorage = 75 * time.Millisecond
+	farAfter   = 4
 	// defaultBuffers is how many parts are in memory at once, in the whole process.
 	defaultBuffers = 6
 	maxParts       = 10_000

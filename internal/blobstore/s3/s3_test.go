@@ -397,3 +397,36 @@ func TestAtOnce(t *testing.T) {
 		t.Errorf("the object has %d bytes, %v", size, err)
 	}
 }
+
+// Would catch a far storage that is idle most of the time, since it gets too few parts at once, and one that gets more than
+// there is memory for.
+func TestPartsInFlight(t *testing.T) {
+	t.Parallel()
+	c := bucket(t)
+	var now, most atomic.Int64
+	c.Wrap = &transport{fault: func(r *http.Request, _ int64) (*http.Response, error) {
+		if !r.URL.Query().Has("partNumber") {
+			return nil, nil
+		}
+		if n := now.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		time.Sleep(200 * time.Millisecond)
+		now.Add(-1)
+		return nil, nil
+	}}
+	w, err := open(t, c).Create(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Close() }()
+	if _, err := w.ReadFrom(bytes.NewReader(make([]byte, 8*s3.PartBytes))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Commit(t.Context(), "far"); err != nil {
+		t.Fatal(err)
+	}
+	if n := most.Load(); n < s3.PartsInFlight || n > s3.PartsInFlight+1 { // the last of all is sent beside them
+		t.Errorf("%d parts at once", most.Load())
+	}
+}

@@ -45,9 +45,12 @@ type writer struct {
 
 	begun  chan struct{} // closed when there is an UploadID, or failed says why not; nil: nobody needs one yet
 	flight sync.WaitGroup
-	slots  chan struct{}
-	mu     sync.Mutex // of failed and st.Parts, while parts are in flight
+	slots  chan struct{} // a token for each part on its way, and one until the storage is known to be far
+	mu     sync.Mutex    // of what is below and st.Parts, while parts are in flight
 	failed error
+
+	parts   int           // that were timed
+	fastest time.Duration // of them
 }
 
 // Create sends nothing yet.
@@ -58,7 +61,13 @@ func (s *Store) Create(_ context.Context, key string) (blobstore.Writer, error) 
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}
-	return &writer{store: s, st: state{ID: rand.Text(), Key: key}, slots: make(chan struct{}, PartsInFlight)}, nil
+	return s.newWriter(state{ID: rand.Text(), Key: key}), nil
+}
+
+func (s *Store) newWriter(st state) *writer {
+	w := &writer{store: s, st: st, slots: make(chan struct{}, PartsInFlight)}
+	w.slots <- struct{}{}
+	return w
 }
 
 // Resume needs the tail's file; parts are believed.
@@ -67,7 +76,8 @@ func (s *Store) Resume(_ context.Context, raw []byte) (blobstore.Writer, error) 
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{store: s, st: st, size: st.TailSize, slots: make(chan struct{}, PartsInFlight)}
+	w := s.newWriter(st)
+	w.size = st.TailSize
 	for _, p := range st.Parts {
 		w.size += p.Size
 	}
@@ -419,9 +429,25 @@ func (w *writer) sendPart(number int, body io.Reader, size int64) (part, error) 
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
+	start := time.Now()
 	sent, err := w.store.core.PutObjectPart(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, number, body, size,
 		minio.PutObjectPartOptions{DisableContentSha256: true})
+	if err == nil && size == PartBytes {
+		w.timed(time.Since(start))
+	}
 	return part{ETag: sent.ETag, Size: size}, translate(err)
+}
+
+// timed lets one more part be on its way where even the fastest of the first few took long.
+func (w *writer) timed(took time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.parts++; w.parts == 1 || took < w.fastest {
+		w.fastest = took
+	}
+	if w.parts == farAfter && w.fastest > farStorage {
+		<-w.slots
+	}
 }
 
 // State waits for the parts on their way and puts the tail into its file. Where there are parts already,
