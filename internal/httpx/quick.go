@@ -27,7 +27,7 @@ const (
 	quickPatience = 2 * time.Minute
 )
 
-// quick answers plain GETs that come one after the other on one connection, with the server's own handler and half of
+// quick answers plain GETs and HEADs that come one after the other on one connection, with the server's own handler and half of
 // what net/http spends on each. It takes the connection out of the server, and gives it back, with what was read, at the
 // first request that is not whole, alone and plain: net/http reads whatever could be read in two ways.
 //
@@ -200,7 +200,7 @@ func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // isPlain tells whether a request that net/http read is such as parse takes.
 func (q *quick) isPlain(r *http.Request) bool {
-	if r.Method != http.MethodGet || r.Proto != "HTTP/1.1" || r.Close || r.Body != http.NoBody || !strings.HasPrefix(r.RequestURI, q.below) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Proto != "HTTP/1.1" || r.Close || r.Body != http.NoBody || !strings.HasPrefix(r.RequestURI, q.below) {
 		return false
 	}
 	for name := range r.Header {
@@ -285,7 +285,7 @@ var quickReaders = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
 // parse reads a request as net/http does; nil for one that is net/http's to read.
 func (c *quickConn) parse(raw []byte) *http.Request {
 	line, headers, _ := bytes.Cut(raw, crlf)
-	target, ok := plainTarget(line, c.quick.below)
+	method, target, ok := plainTarget(line, c.quick.below)
 	if !ok {
 		return nil
 	}
@@ -300,7 +300,7 @@ func (c *quickConn) parse(raw []byte) *http.Request {
 		return nil
 	}
 	r := c.like.WithContext(c.context())
-	r.RequestURI, r.URL, r.Header = target, u, c.like.Header.Clone()
+	r.Method, r.RequestURI, r.URL, r.Header = method, target, u, c.like.Header.Clone()
 	return r
 }
 
@@ -355,7 +355,7 @@ func (c *quickConn) answer(r *http.Request) (again bool) {
 			c.quick.server.ErrorLog.Printf("panic serving %s: %v\n%s", r.RemoteAddr, p, debug.Stack())
 		}
 	}()
-	w := &quickWriter{conn: c, header: http.Header{}}
+	w := &quickWriter{conn: c, header: http.Header{}, head: r.Method == http.MethodHead}
 	c.quick.handler.ServeHTTP(w, r)
 	return w.finish() == nil && !w.last
 }
@@ -376,17 +376,22 @@ func init() {
 	plainHeaders["X-Real-IP"], plainHeaders["X-Request-ID"] = true, true // as proxies write them
 }
 
-// plainTarget is what a request line asks for; not ok where it is none of a GET of a path that begins with below, or has
-// a form that not every reader of HTTP/1.1 reads alike.
+// plainTarget is what a request line asks for; not ok where it is none of a GET or HEAD of a path that begins with below,
+// or has a form that not every reader of HTTP/1.1 reads alike.
 //
 // Source: RFC 9112, sections 2.2 and 3.
-func plainTarget(line []byte, below string) (target string, ok bool) {
+func plainTarget(line []byte, below string) (method, target string, ok bool) {
+	method = http.MethodGet
 	rest, isGet := bytes.CutPrefix(line, []byte("GET "))
-	rest, isHTTP11 := bytes.CutSuffix(rest, []byte(" HTTP/1.1"))
-	if !isGet || !isHTTP11 || !bytes.HasPrefix(rest, []byte(below)) || !printable(rest, '!') {
-		return "", false
+	if !isGet {
+		method = http.MethodHead
+		rest, ok = bytes.CutPrefix(line, []byte("HEAD "))
 	}
-	return string(rest), true
+	rest, isHTTP11 := bytes.CutSuffix(rest, []byte(" HTTP/1.1"))
+	if !isGet && !ok || !isHTTP11 || !bytes.HasPrefix(rest, []byte(below)) || !printable(rest, '!') {
+		return "", "", false
+	}
+	return method, string(rest), true
 }
 
 // arePlain tells whether rest is the headers of one request, all of them and nothing more, in a form that every reader

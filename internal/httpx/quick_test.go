@@ -27,6 +27,9 @@ func answers(w http.ResponseWriter, r *http.Request) {
 	kind, argument, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
 	n, _ := strconv.Atoi(argument) // 0 where it is none
 	n = max(0, min(n, 1<<20))
+	if r.Method == http.MethodHead {
+		w.Header().Set("X-Head", "no body follows")
+	}
 	if r.URL.Query().Has("watched") {
 		_ = r.Context().Done()
 	}
@@ -198,11 +201,16 @@ func sameAnswers(t *testing.T, plain, quick string, pieces []string) (want []str
 // readAnswers takes answers apart, and says how they end.
 func readAnswers(raw []byte) []string {
 	var out []string
-	for r := bufio.NewReader(bytes.NewReader(raw)); ; {
+	for r := bufio.NewReaderSize(bytes.NewReader(raw), len(raw)+16); ; {
 		if _, err := r.Peek(1); err != nil {
 			return out
 		}
-		res, err := http.ReadResponse(r, nil)
+		rest, _ := r.Peek(r.Buffered())
+		request := &http.Request{Method: http.MethodGet}
+		if head, _, _ := bytes.Cut(rest, []byte("\r\n\r\n")); bytes.Contains(head, []byte("\r\nX-Head:")) {
+			request.Method = http.MethodHead
+		}
+		res, err := http.ReadResponse(r, request)
 		if err != nil {
 			return append(out, "no answer")
 		}
@@ -246,6 +254,7 @@ func TestQuickIsNetHTTP(t *testing.T) {
 // quickCases are what is sent, in pieces between bars.
 func quickCases() map[string]string {
 	get := plainGET
+	head := func(path string) string { return "HEAD" + strings.TrimPrefix(get(path), "GET") }
 	with := func(header string) string {
 		return "GET /v2/echo HTTP/1.1\r\nHost: a.test\r\n" + header + "\r\n\r\n"
 	}
@@ -261,6 +270,7 @@ func quickCases() map[string]string {
 		"/v2/header/10?Connection=keep-alive", "/v2/header/10?a%20b=c&c=d%0d%0ae", "/v2/header/5000?content-length=10",
 	} {
 		out["path "+path] = get(path) + "|" + get("/v2/echo") + "|" + get("/v2/redirect")
+		out["HEAD "+path] = head(path) + "|" + get("/v2/echo") + "|" + head(path) + "|" + get("/v2/redirect")
 	}
 	for _, header := range []string{
 		"Content-Length: 0", "Content-Length: 5", "Content-Length: 5\r\nContent-Length: 6", "content-length: 3", "Transfer-Encoding: chunked", "Transfer-Encoding: identity",
@@ -273,7 +283,7 @@ func quickCases() map[string]string {
 		out["header "+header[:min(len(header), 60)]] = with(header) + "|" + get("/v2/echo") + "|" + get("/v2/redirect")
 	}
 	for i, line := range []string{
-		"POST /v2/echo HTTP/1.1", "HEAD /v2/echo HTTP/1.1", "get /v2/echo HTTP/1.1", "GET  /v2/echo HTTP/1.1", "GET /v2/echo  HTTP/1.1", "GET /v2/echo HTTP/1.0", "GET /v2/echo HTTP/1.2",
+		"POST /v2/echo HTTP/1.1", "HEAD /v2/echo HTTP/1.1", "HEAD  /v2/echo HTTP/1.1", "head /v2/echo HTTP/1.1", "HEADGET /v2/echo HTTP/1.1", "get /v2/echo HTTP/1.1", "GET  /v2/echo HTTP/1.1", "GET /v2/echo  HTTP/1.1", "GET /v2/echo HTTP/1.0", "GET /v2/echo HTTP/1.2",
 		"GET /v2/echo HTTP/2.0", "GET /v2/echo", "GET /v2/echo http/1.1", "GET http://a.test/v2/echo HTTP/1.1", "GET\t/v2/echo\tHTTP/1.1", "OPTIONS * HTTP/1.1", "PRI * HTTP/2.0", "",
 		" GET /v2/echo HTTP/1.1", "\r\nGET /v2/echo HTTP/1.1", "GET /v2/echo HTTP/1.1 ", "GET /v2/echo\x0b HTTP/1.1",
 	} {
@@ -429,7 +439,7 @@ func TestQuickIsTaken(t *testing.T) {
 	}{
 		{"not quick", false, "ppppp", "nnnnn"},
 		{"plain", true, "ppppp", "nnqqq"},
-		{"HEAD", true, "pph", "nnn"},
+		{"HEAD", true, "phphh", "nnqqq"},
 		{"with a body", true, "ppb", "nnn"},
 		{"elsewhere", true, "ppe", "nnn"},
 		{"the last", true, "ppc", "nnn"},

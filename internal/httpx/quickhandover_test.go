@@ -71,13 +71,16 @@ func TestReadsPlain(t *testing.T) {
 	if !readsPlain([]byte(plain), "/v2/") {
 		t.Fatal("a plain request is not taken")
 	}
+	if !readsPlain([]byte("HEAD"+strings.TrimPrefix(plain, "GET")), "/v2/") {
+		t.Fatal("a plain HEAD is not taken")
+	}
 	for end := range plain {
 		if readsPlain([]byte(plain[:end]), "/v2/") {
 			t.Errorf("taken: %q", plain[:end])
 		}
 	}
 	for _, change := range [][2]string{
-		{"GET", "HEAD"}, {"GET", "get"}, {"GET ", "GET\t"}, {"GET ", "GET  "}, {" HTTP/1.1", " HTTP/1.0"}, {" HTTP/1.1", "  HTTP/1.1"}, {" HTTP/1.1", "\tHTTP/1.1"},
+		{"GET", "POST"}, {"GET", "HEADGET"}, {"GET", "head"}, {"GET", "get"}, {"GET ", "HEAD  "}, {"GET ", "GET\t"}, {"GET ", "GET  "}, {" HTTP/1.1", " HTTP/1.0"}, {" HTTP/1.1", "  HTTP/1.1"}, {" HTTP/1.1", "\tHTTP/1.1"},
 		{" HTTP/1.1", " HTTP/1.1 HTTP/1.1"}, {" HTTP/1.1", ""}, {"/v2/", "/v1/"}, {"/v2/", "//v2/"}, {"b=c", "b\x00"}, {"b=c", "b\n"}, {"b=c", "\xc3\xbc"}, {"b=c", "\x7f"},
 		{"Host: a.test:5000\r\n", ""}, {"accept", "host"}, {"accept", "Host"}, {"a.test:5000", ""}, {"a.test", "a/b"}, {"a.test", "a b"}, {"a.test", "a,b"}, {"a.test", "a@b"},
 		{"accept:", "Content-Length:"}, {"accept: */*", "content-length: 0"}, {"accept: */*", "Transfer-Encoding: chunked"}, {"accept:", "Expect:"}, {"accept:", "Upgrade:"},
@@ -93,6 +96,6 @@ func TestReadsPlain(t *testing.T) {
 
 func readsPlain(raw []byte, below string) bool {
 	line, headers, _ := bytes.Cut(raw, crlf)
-	_, ok := plainTarget(line, below)
+	_, _, ok := plainTarget(line, below)
 	return ok && arePlain(headers)
 }

@@ -16,7 +16,7 @@ const (
 	quickPiece = 64 << 10
 )
 
-// quickWriter is the http.ResponseWriter of a quickConn. It does what net/http's does for answers to GET, but that no
+// quickWriter is the http.ResponseWriter of a quickConn. It does what net/http's does for answers to GET and HEAD, but that no
 // handler can flush or take the connection, and that there are no informational answers and no trailers.
 type quickWriter struct {
 	conn    *quickConn
@@ -25,7 +25,8 @@ type quickWriter struct {
 	length  int64 // of the body, as the handler said; -1 where it did not
 	written int64
 	typed   bool // nothing is to be found out about the body's type
-	bare    bool // no body may follow
+	bare    bool // no body may be
+	head    bool // no body follows, whatever the handler writes
 	last    bool // the connection ends with this answer
 	body    []byte
 	begun   bool  // the head was sent
@@ -148,6 +149,9 @@ func (w *quickWriter) Write(p []byte) (int, error) {
 	if !w.begun {
 		w.begin(p)
 	}
+	if w.head {
+		return len(p), nil
+	}
 	n := 0
 	for ; n < len(p) && w.err == nil; n += quickPiece {
 		w.sendPiece(p[n:min(len(p), n+quickPiece)])
@@ -159,10 +163,14 @@ func (w *quickWriter) Write(p []byte) (int, error) {
 func (w *quickWriter) begin(more []byte) {
 	w.begun = true
 	w.detectType(more)
-	if w.length < 0 {
+	if w.length < 0 && !w.head {
 		w.add("Transfer-Encoding", "chunked")
 	}
 	w.conn.out.Write(crlf)
+	if w.head {
+		w.body = nil
+		w.send()
+	}
 }
 
 // detectType names the type of a body of which more is on its way, where the handler did not.
@@ -216,16 +224,19 @@ func (w *quickWriter) finish() error {
 	case w.err != nil:
 	case !w.begun:
 		w.detectType(nil)
-		if w.length < 0 && !w.bare {
+		if w.length < 0 && !w.bare && (!w.head || len(w.body) > 0) {
 			w.add("Content-Length", strconv.Itoa(len(w.body)))
 		}
 		w.conn.out.Write(crlf)
+		if w.head {
+			w.body = nil
+		}
 		w.send(w.body)
-	case w.length < 0:
+	case w.length < 0 && !w.head:
 		w.conn.out.WriteString("0\r\n\r\n") // no trailers
 		w.send()
 	}
-	if w.err == nil && w.length >= 0 && w.written != w.length && !w.bare {
+	if w.err == nil && w.length >= 0 && w.written != w.length && !w.bare && !w.head {
 		return http.ErrContentLength
 	}
 	return w.err
