@@ -207,11 +207,20 @@ func TestJoiningBlobs(t *testing.T) {
 	n := newNetwork(t)
 	alice := n.as(n.alice, "alice.test/app")
 	image := newImage("one")
-	var joining, asked, status atomic.Int32
+	var joining, asked, status, waits atomic.Int32
 	n.public.misbehave(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
 		switch {
 		case r.Method == http.MethodPut && joining.Load() == 1:
 			w.Header().Set("Atcr-Joining", "true")
+		case r.Method == http.MethodHead && waits.Load() > 0:
+			asked.Add(1)
+			if waits.Add(-1) == 0 {
+				status.Store(0)
+			}
+			w.Header().Set("Atcr-Joining", "true")
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
 		case r.Method == http.MethodHead && status.Load() != 0:
 			asked.Add(1)
 			w.WriteHeader(int(status.Load()))
@@ -231,11 +240,11 @@ func TestJoiningBlobs(t *testing.T) {
 	}
 	joining.Store(1)
 	status.Store(http.StatusServiceUnavailable)
-	push("still joining", 503, 1, "UNAVAILABLE")
+	push("the hold is busy", 503, 1, "UNAVAILABLE")
 	status.Store(http.StatusNotFound)
 	push("could not be joined", 400, 1, "MANIFEST_BLOB_UNKNOWN")
-	status.Store(0)
-	push("joined", 201, 0, "")
+	waits.Store(3)
+	push("joined in the end", 201, 3, "")
 	n.restart()
 	alice = n.as(n.alice, "alice.test/app")
 	joining.Store(0)

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/bluesky-social/indigo/atproto/syntax"
 
@@ -107,6 +108,27 @@ func refuses(err error) bool {
 func privateHold(at *hold) error {
 	return oci.Errorf(oci.CodeUnauthorized, "the hold %s is private: log in, with an account that its owner lets read there", at.DID)
 }
+
+// joiningPatience is how long a push waits for a hold's storage to make an object of a blob.
+const joiningPatience = 2 * time.Minute
+
+// statJoined is stat that waits where the hold says that its storage is at it.
+func (h *holdCalls) statJoined(ctx context.Context, c registry.Caller, at *hold, of syntax.DID, d oci.Digest) (int64, error) {
+	for start := time.Now(); ; {
+		size, err := h.stat(ctx, c, at, of, d)
+		e, ok := errors.AsType[*xrpc.UpstreamError](err)
+		if !ok || e.Status != http.StatusServiceUnavailable || e.Header.Get(joiningHeader) == "" || time.Since(start) > joiningPatience {
+			return size, err
+		}
+		select {
+		case <-time.After(min(e.RetryAfter, joiningPause)): // it has waited itself
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+const joiningPause = time.Second
 
 // stat is a blob's size at a hold. Errors: *oci.Error, CodeBlobUnknown where it is not there.
 func (h *holdCalls) stat(ctx context.Context, c registry.Caller, at *hold, of syntax.DID, d oci.Digest) (size int64, err error) {

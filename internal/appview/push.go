@@ -129,7 +129,7 @@ func (m *manifests) requireBlobs(ctx context.Context, c registry.Caller, of owne
 			continue
 		}
 		g.Go(func() error {
-			size, err := m.calls.stat(ctx, c, at, of.DID, b.Digest)
+			size, err := m.calls.statJoined(ctx, c, at, of.DID, b.Digest)
 			if isBlobUnknown(err) {
 				mu.Lock()
 				defer mu.Unlock()

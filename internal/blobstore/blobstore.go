@@ -105,6 +105,9 @@ type Sealer interface {
 	// State describes them without anything outside the storage, and nothing can be added. ok is false where Commit
 	// takes no longer than sealing would: the Writer is then as before. Errors: those of Commit.
 	Seal(ctx context.Context) (ok bool, err error)
+	// Key is where Commit makes the object, or has made it; "" where it is still open. No other Writer has a key below
+	// StagingPrefix in common with it.
+	Key() string
 }
 
 // Presigner is a store that can let others reach an object without passing the hold.

@@ -47,14 +47,15 @@ func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
 	if err == nil { // permission is decided first
 		err = h.blockedBlob(digest, r.URL.Query().Get("did"))
 	}
+	event.DID = viewer.String()
+	if err == nil && (r.Method == http.MethodHead || method == http.MethodHead) { // whoever pushes relies on it
+		blob, err = h.promised(r, blob, viewer)
+	}
+	if errors.Is(err, upload.ErrJoining) {
+		w.Header().Set(upload.JoiningHeader, "true")
+	}
 	if err != nil {
 		return err
-	}
-	event.DID = viewer.String()
-	if r.Method == http.MethodHead || method == http.MethodHead { // whoever pushes relies on it
-		if blob, err = h.promised(r, blob, viewer); err != nil {
-			return err
-		}
 	}
 	if method != "" {
 		target, err := h.blobURL(r, blob, viewer, method)

@@ -68,7 +68,7 @@ func (u *Uploads) finishStream(ctx context.Context, secret string, d oci.Digest,
 		return Blob{}, "", err
 	}
 	blob, err := u.complete(ctx, s, d)
-	if err != nil && s.writer != nil && s.last.offset != s.offset {
+	if err != nil && s.joins == "" && s.writer != nil && s.last.offset != s.offset {
 		err = errors.Join(err, u.persist(ctx, s, nil)) // it can be finished later
 	}
 	return blob, s.location, err
@@ -92,10 +92,13 @@ func (u *Uploads) finishedBefore(ctx context.Context, column string, value any, 
 	if owner != "" && owner != e.owner || e.digest != d {
 		return Blob{}, "", ErrUnknown
 	}
-	if e.joining {
+	if e.joining && u.joins.of(d) != nil {
 		return Blob{Digest: d, Size: e.size, Verified: true, Owner: e.owner}, e.location, nil
 	}
 	blob, err := u.Stat(ctx, d, e.owner)
+	if errors.Is(err, ErrNoBlob) && e.joining { // lost a moment ago
+		return Blob{}, "", ErrUnknown
+	}
 	if errors.Is(err, ErrNoBlob) { // it was read back since, and was something else
 		return Blob{}, "", ErrDigestMismatch
 	}
@@ -156,6 +159,9 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 	if err != nil {
 		return Blob{}, err
 	}
+	if there && s.owns(blob.Key) { // an earlier try was all but done, and Rebuild found it, or the database was silent on it
+		there = false
+	}
 	if !there {
 		now := u.now()
 		blob = Blob{Digest: d, Size: s.offset, Verified: true, Owner: s.owner, CreatedAt: now, TouchedAt: now}
@@ -174,8 +180,21 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 	if s.stagedKey != blob.Key {
 		spare.key = s.stagedKey
 	}
+	owner := s.owner
 	err = u.db.Write(ctx, func(tx *sql.Tx) error {
-		if err := u.recordVerified(ctx, tx, blob, s.owner); err != nil {
+		if s.joins != "" {
+			disowned, err := u.disowned(ctx, tx, s, d)
+			if err != nil {
+				return err
+			}
+			if disowned {
+				owner = ""
+				if !there {
+					blob.Owner = ""
+				}
+			}
+		}
+		if err := u.recordVerified(ctx, tx, blob, owner); err != nil {
 			return err
 		}
 		return u.endSession(ctx, tx, s, d, spare)
@@ -187,9 +206,17 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 		}
 	}
 	u.encache(blob)
-	u.stored(s.owner, blob.Size)
+	if owner != "" {
+		u.stored(owner, blob.Size)
+	}
 	u.finished(ctx, s, spare)
 	return blob, nil
+}
+
+// owns tells whether key is of the object that the session makes, and of no other's.
+func (s *session) owns(key string) bool {
+	w, ok := s.writer.(blobstore.Sealer)
+	return ok && w.Key() == key && strings.HasPrefix(key, blobstore.StagingPrefix)
 }
 
 func (u *Uploads) stored(owner syntax.DID, bytes int64) {
@@ -204,6 +231,8 @@ func (u *Uploads) completed(ctx context.Context, s *session, d oci.Digest, write
 	var digest string
 	err := u.db.Reader().QueryRowContext(ctx, `SELECT ended_at, digest FROM upload WHERE id = ?`, s.id).Scan(&ended, &digest)
 	switch {
+	case err != nil && s.joins != "": // it is tried again
+		return errors.Join(writeErr, err)
 	case err != nil:
 		u.abandon(s)
 		return errors.Join(writeErr, err)

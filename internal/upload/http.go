@@ -48,7 +48,7 @@ func (u *Uploads) Handler(baseURL string) httpx.Handler {
 }
 
 // JoiningHeader is on the answer to a PUT when the storage has yet to make an object of the bytes: they are durable, and
-// whoever relies on the blob asks for it once more, which waits.
+// whoever relies on the blob asks for it once more, which waits. It is on the 503 that this may come to, too.
 const JoiningHeader = "Atcr-Joining"
 
 const secretLength = 43 // 32 bytes in base64 without padding

@@ -42,13 +42,16 @@ func (u *Uploads) Stat(ctx context.Context, d oci.Digest, viewer syntax.DID) (Bl
 	if ended != nil && errors.Is(err, ErrNoBlob) {
 		blob, err = u.awaitJoined(ctx, d, ended)
 	}
-	if !errors.Is(err, ErrNoBlob) || viewer == "" {
+	if err == nil || viewer == "" || !errors.Is(err, ErrNoBlob) && !errors.Is(err, ErrJoining) {
 		return blob, err
 	}
+	missing := err
 	blob, err = scanBlob(u.db.Reader().QueryRowContext(ctx, selectBlob+`verified = 0 AND digest = ? AND uploader = ?`,
 		d.String(), viewer.String()))
 	if errors.Is(err, ErrNoBlob) { // it may have been verified in between
-		return u.verified(ctx, d)
+		if blob, err = u.verified(ctx, d); errors.Is(err, ErrNoBlob) {
+			err = missing
+		}
 	}
 	return blob, err
 }

@@ -2,7 +2,9 @@ package upload
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -69,13 +71,21 @@ func (j *joins) count() (n float64) {
 	return n
 }
 
-func (s *session) joining() bool {
+// joining is ErrUnknown for an upload that is acknowledged, and ErrBusy while it is about to be.
+func (s *session) joining() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.joins != ""
+	switch {
+	case s.joins == "":
+		return nil
+	case s.working:
+		return ErrBusy
+	}
+	return ErrUnknown
 }
 
-// toJoin makes s one that nobody gives up any more. Errors: ErrUnknown where somebody has.
+// toJoin makes s one that nobody gives up any more, or with "" such as it was. Errors: ErrUnknown where somebody has given it
+// up.
 func (s *session) toJoin(d oci.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -106,16 +116,46 @@ func (u *Uploads) seal(ctx context.Context, s *session, d oci.Digest) (Blob, boo
 	if err := s.toJoin(d); err != nil {
 		return Blob{}, false, err
 	}
-	if err := u.persist(ctx, s, nil); err != nil {
-		return Blob{}, false, errors.Join(err, s.toJoin(""))
-	}
 	now := u.now()
 	blob := Blob{Digest: d, Size: s.offset, Verified: true, Owner: s.owner, CreatedAt: now, TouchedAt: now}
-	u.goJoin(s)
+	if err := u.saveSealed(ctx, s, d); err != nil {
+		return Blob{}, false, fmt.Errorf("acknowledge upload: %w", err)
+	}
 	return blob, true, nil
 }
 
-// goJoin begins join, and has Stat wait for it from now on.
+// saveSealed writes the row of a sealed upload and begins join. After an error s stands where it last did; but where nobody
+// knows what the database has, it is joined, which can do no harm, and only not acknowledged.
+func (u *Uploads) saveSealed(ctx context.Context, s *session, d oci.Digest) error {
+	next := saved{offset: s.offset}
+	var err error
+	if next.storeState, err = s.writer.State(ctx); err == nil {
+		next.hashState, err = hashState(s.hash)
+	}
+	if err == nil {
+		err = u.save(ctx, s, next, nil)
+	} else {
+		next.storeState = nil
+	}
+	if err != nil {
+		var joins string
+		readErr := u.db.Reader().QueryRowContext(ctx, `SELECT joins FROM upload WHERE id = ?`, s.id).Scan(&joins)
+		switch {
+		case readErr != nil && next.storeState != nil:
+			err = errors.Join(err, readErr)
+		case joins != d.String():
+			u.suspend(s)
+			return errors.Join(err, s.toJoin(""))
+		default:
+			err = nil
+		}
+	}
+	s.last = &next
+	u.goJoin(s)
+	return err
+}
+
+// goJoin gives s to join, and has Stat wait for it from now on.
 func (u *Uploads) goJoin(s *session) {
 	u.joins.begin(s.joins)
 	u.workers.Go(func() {
@@ -125,19 +165,31 @@ func (u *Uploads) goJoin(s *session) {
 	})
 }
 
+// errPartsMissing says: the storage has neither the parts of an acknowledged upload nor the object that they make.
+var errPartsMissing = errors.New("the storage has neither the parts nor the object")
+
 // join makes a blob of an acknowledged upload, however often that fails; false: the hold stops, and the next start goes on.
+// Parts that are missing are lost only when they have been for long: a storage that was restored, or is not the one that it
+// should be, may have them again.
 func (u *Uploads) join(s *session, d oci.Digest) bool {
+	var missing time.Time // since when the parts are
 	for pause := u.cfg.joinPause; ; pause = min(2*pause, joinPauseMost) {
 		err := u.joinOnce(s, d)
 		if err == nil {
 			return true
 		}
-		if errors.Is(err, ErrUnknown) {
-			u.log.Error("a blob that was acknowledged is lost: the storage has thrown its parts away", "digest", d.String(), "did", s.owner.String())
-			return true
+		if !errors.Is(err, errPartsMissing) {
+			missing = time.Time{}
+		} else if missing.IsZero() {
+			missing = time.Now()
+		} else if time.Since(missing) > u.cfg.joinLostAfter {
+			lostErr := u.lose(s, d)
+			if lostErr == nil {
+				return true
+			}
+			err = errors.Join(err, lostErr)
 		}
-		u.log.Warn("the storage has not joined a blob's parts; they are kept, and it is tried again", "digest", d.String(), "did", s.owner.String(),
-			"pause", pause, "error", err)
+		u.log.Warn("the storage has not joined a blob's parts; it is tried again", "digest", d.String(), "did", s.owner.String(), "pause", pause, "error", err)
 		select {
 		case <-u.background.Done():
 			return false
@@ -147,7 +199,7 @@ func (u *Uploads) join(s *session, d oci.Digest) bool {
 }
 
 func (u *Uploads) joinOnce(s *session, d oci.Digest) error {
-	ctx, cancel := context.WithTimeout(context.Background(), detachedFor)
+	ctx, cancel := context.WithTimeout(context.Background(), joinFor)
 	defer cancel()
 	defer context.AfterFunc(u.background, func() { time.AfterFunc(joinGrace, cancel) })()
 	if err := u.ready(ctx, s); err != nil {
@@ -155,6 +207,36 @@ func (u *Uploads) joinOnce(s *session, d oci.Digest) error {
 	}
 	_, err := u.place(ctx, s, d)
 	return err
+}
+
+// lose ends an acknowledged upload that is lost. What may be left of it is freed by Sweep.
+func (u *Uploads) lose(s *session, d oci.Digest) error {
+	ctx, cancel := detached(context.Background())
+	defer cancel()
+	if err := u.exec(ctx, `UPDATE upload SET ended_at = ?, digest = '', joins = '' WHERE id = ? AND ended_at IS NULL`, u.now().UnixMilli(), s.id); err != nil {
+		return err
+	}
+	u.log.Error("a blob that was acknowledged is lost: the storage has thrown its parts away", "digest", d.String(), "did", s.owner.String())
+	u.drop(ctx, s, "lost")
+	return nil
+}
+
+// disowned tells whether the data of who uploaded s was deleted since, and notes then that the blob d is nobody's.
+func (u *Uploads) disowned(ctx context.Context, tx *sql.Tx, s *session, d oci.Digest) (bool, error) {
+	var owner string
+	err := tx.QueryRowContext(ctx, `SELECT owner FROM upload WHERE id = ?`, s.id).Scan(&owner)
+	if err != nil || owner != "" {
+		return false, err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO blob_uploader (digest, uploader, created_at, named) VALUES (?,'',?,1) ON CONFLICT DO NOTHING`,
+		d.String(), u.now().UnixMilli())
+	return true, err
+}
+
+// isJoined tells whether an acknowledged upload is to become d: its object may be there, and have no row yet.
+func (u *Uploads) isJoined(ctx context.Context, d oci.Digest) (joins bool, err error) {
+	err = u.db.Reader().QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM upload WHERE joins = ? AND ended_at IS NULL)`, d.String()).Scan(&joins)
+	return joins, err
 }
 
 // awaitJoined is the blob d once one of its uploads is joined. Errors: ErrNoBlob where none could be, ErrJoining,

@@ -156,7 +156,7 @@ func TestJoinFails(t *testing.T) {
 		})
 	}
 	fail(errFault)
-	r := newRig(t, m, func(c *Config) { c.joinWait = 10 * time.Millisecond })
+	r := newRig(t, m, func(c *Config) { c.joinWait, c.joinLostAfter = 10*time.Millisecond, 50*time.Millisecond })
 	data := noise(100_000, 1)
 	d := oci.FromBytes(data)
 	s := r.begin(alice)
@@ -197,7 +197,7 @@ func TestJoinTwice(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
 	m.seals, m.keepKeys = true, true
-	gates := make(chan error, 2)
+	gates := make(chan error, 3)
 	m.fault.set(func(step string) error {
 		if step == "before commit" {
 			return <-gates
@@ -214,8 +214,9 @@ func TestJoinTwice(t *testing.T) {
 		}
 	}
 	reader := r.look(t.Context(), d)
-	gates <- blobstore.ErrNotFound
-	gates <- nil
+	for _, err := range []error{blobstore.ErrNotFound, nil, nil} {
+		gates <- err
+	}
 	if got := <-reader; got.err != nil || got.blob.Key == "" {
 		t.Fatalf("%+v", got)
 	}

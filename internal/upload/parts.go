@@ -57,7 +57,13 @@ func (u *Uploads) lookID(owner syntax.DID, id string) (*session, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s := u.byID[id]
-	if s == nil || s.owner != owner || s.gone.Load() || s.joining() || u.expired(s) {
+	if s == nil || s.owner != owner || s.gone.Load() {
+		return nil, ErrUnknown
+	}
+	if err := s.joining(); err != nil {
+		return nil, err
+	}
+	if u.expired(s) {
 		return nil, ErrUnknown
 	}
 	return s, nil

@@ -167,6 +167,7 @@ func (u *Uploads) Disown(ctx context.Context, did syntax.DID) error {
 			// Nobody's, and not unknown: what was found in the storage is kept until somebody says otherwise.
 			`UPDATE OR IGNORE blob_uploader SET uploader = '', named = 1 WHERE uploader = ?`, `DELETE FROM blob_uploader WHERE uploader = ?`,
 			`DELETE FROM blob_promise WHERE did = ?`, `UPDATE blob SET uploader = '' WHERE uploader = ? AND verified = 1`,
+			`UPDATE upload SET owner = '' WHERE owner = ? AND joins <> '' AND ended_at IS NULL`, // they are blobs in a moment
 		} {
 			if _, err := tx.ExecContext(ctx, query, did.String()); err != nil {
 				return err

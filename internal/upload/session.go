@@ -159,8 +159,13 @@ func (u *Uploads) ready(ctx context.Context, s *session) error {
 	return u.persist(ctx, s, nil)
 }
 
-// lost ends an upload whose bytes the storage does not have any more: the client begins again.
+// lost ends an upload whose bytes the storage does not have any more: the client begins again. One that is acknowledged is
+// not ended by one such answer.
 func (u *Uploads) lost(ctx context.Context, s *session, cause error) error {
+	if s.joins != "" {
+		u.suspend(s)
+		return fmt.Errorf("%w: %w", errPartsMissing, cause)
+	}
 	u.log.Warn("an upload's bytes are gone from the storage", "upload", s.id, "error", cause)
 	u.drop(ctx, s, "lost")
 	return ErrUnknown

@@ -251,6 +251,15 @@ func (w *memoryWriter) Commit(_ context.Context, final string) (key string, err 
 
 func (w *memoryWriter) Close() error { return nil }
 
+func (w *memoryWriter) Key() string {
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	if st := w.m.staged[w.name]; st == nil || !w.m.keepKeys || st.key != "" {
+		return ""
+	}
+	return blobstore.StagingPrefix + w.name
+}
+
 func (w *memoryWriter) Seal(context.Context) (ok bool, err error) {
 	if w.dead != nil || !w.m.seals {
 		return false, w.dead

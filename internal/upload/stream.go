@@ -125,7 +125,10 @@ func (u *Uploads) lookSecret(secret string) (*session, error) {
 	if s == nil || s.gone.Load() {
 		return nil, ErrUnknown
 	}
-	if s.joining() || u.expired(s) {
+	if err := s.joining(); err != nil {
+		return nil, err
+	}
+	if u.expired(s) {
 		return nil, ErrUnknown
 	}
 	return s, nil

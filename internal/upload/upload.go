@@ -114,8 +114,10 @@ const (
 	detachedFor       = 2 * time.Minute
 	joinWait          = 20 * time.Second // less than the 30 for which AppViews wait for a hold
 	joinPause         = time.Second
-	joinPauseMost     = time.Minute
-	joinGrace         = 5 * time.Second // how long a hold that stops waits for the storage
+	joinPauseMost     = 10 * time.Second // less than joinWait
+	joinFor           = 15 * time.Minute // a try
+	joinGrace         = 5 * time.Second  // how long a hold that stops waits for the storage
+	joinLostAfter     = 15 * time.Minute // of tries in which the storage has neither the parts nor the object
 	verifyRetryPause  = time.Minute
 	touchEvery        = time.Hour
 	partURLValid      = time.Hour
@@ -153,8 +155,9 @@ type Config struct {
 	// SweepEvery (1 min) is the pause between two rounds of Sweep.
 	SweepEvery time.Duration
 
-	joinWait  time.Duration // how long who asks for a blob waits for the storage
-	joinPause time.Duration // between two tries to have it joined, at first
+	joinWait      time.Duration // how long who asks for a blob waits for the storage
+	joinPause     time.Duration // between two tries to have it joined, at first
+	joinLostAfter time.Duration
 }
 
 // database is what of *sqldb.DB is used; tests put faults in front of it.
@@ -211,6 +214,7 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	setDefault(&cfg.SweepEvery, time.Minute)
 	setDefault(&cfg.joinWait, joinWait)
 	setDefault(&cfg.joinPause, joinPause)
+	setDefault(&cfg.joinLostAfter, joinLostAfter)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -238,7 +242,10 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	u.metrics = newMetrics(cfg.Metrics, u.countOpen, u.joins.count)
 	background, stop := context.WithCancel(context.Background())
 	u.background, u.stop = background, stop
-	for _, s := range u.byID {
+	u.mu.Lock()
+	sessions := u.sessionsLocked()
+	u.mu.Unlock()
+	for _, s := range sessions {
 		if s.joins != "" {
 			u.goJoin(s)
 		}

@@ -59,8 +59,9 @@ type UpstreamError struct {
 	Name       string
 	Message    string
 	RetryAfter time.Duration
-	Timeout    bool // no answer in time
-	Invalid    bool // an answer that the protocol does not know: garbage, too long, a redirect
+	Header     http.Header // the answer's; nil where there is none
+	Timeout    bool        // no answer in time
+	Invalid    bool        // an answer that the protocol does not know: garbage, too long, a redirect
 	Err        error
 }
 
@@ -197,7 +198,7 @@ const (
 // AnswerError tells of an answer that is no success, with the server's words where it says them in XRPC's
 // form or in OAuth's. The body is read, not closed.
 func AnswerError(base, what string, res *http.Response) *UpstreamError {
-	e := &UpstreamError{Host: HostOf(base), NSID: what, Status: res.StatusCode, RetryAfter: retryAfter(res)}
+	e := &UpstreamError{Host: HostOf(base), NSID: what, Status: res.StatusCode, RetryAfter: retryAfter(res), Header: res.Header}
 	e.Invalid = res.StatusCode < 400 // a redirect, or stranger
 	if e.Invalid {
 		e.Err = errors.New("the server redirects")

@@ -1,9 +1,12 @@
 package s3
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
+	"sync"
 )
 
 type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
@@ -50,4 +53,47 @@ func (l *limitedWriter) Write(p []byte) (int, error) {
 	n, err := l.w.Write(p)
 	l.left -= int64(n)
 	return n, err
+}
+
+// body is bytes that are sent. A connection may read of a request's body after the request is over, and the bytes' buffer
+// must not be used again before that has ended.
+type body struct {
+	mu    sync.Mutex
+	bytes *bytes.Reader
+	over  bool
+}
+
+var errOver = errors.New("the request is over")
+
+func newBody(data []byte) *body { return &body{bytes: bytes.NewReader(data)} }
+
+// end waits for whoever reads: the connection of a request that is over has all bytes, or is closed.
+func (b *body) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.over {
+		return 0, errOver
+	}
+	return b.bytes.Read(p)
+}
+
+func (b *body) Seek(offset int64, whence int) (int64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.bytes.Seek(offset, whence)
+}
+
+func (b *body) WriteTo(w io.Writer) (int64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.over {
+		return 0, errOver
+	}
+	return b.bytes.WriteTo(w)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 )
 
 // Would catch bytes lost, doubled or sent beyond a request's end by the short way from a buffer to the connection.
@@ -55,5 +56,44 @@ func TestWholeConn(t *testing.T) {
 		if got := <-arrived; !bytes.Equal(got, data[:c.n]) {
 			t.Errorf("%s: %d bytes arrived", name, len(got))
 		}
+	}
+}
+
+// Would catch a buffer that is filled again while a connection still reads from it.
+func TestBodyEnds(t *testing.T) {
+	t.Parallel()
+	b := newBody([]byte("data"))
+	reader, writer := io.Pipe()
+	sent := make(chan error)
+	go func() {
+		_, err := b.WriteTo(writer)
+		sent <- err
+	}()
+	got := make([]byte, 2)
+	if _, err := io.ReadFull(reader, got); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		b.end()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		t.Error("ended while it is read")
+	case <-time.After(20 * time.Millisecond):
+	}
+	if err := reader.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; !errors.Is(err, io.ErrClosedPipe) {
+		t.Error(err)
+	}
+	<-ended
+	if n, err := b.Read(got); n != 0 || !errors.Is(err, errOver) {
+		t.Errorf("%d, %v", n, err)
+	}
+	if n, err := b.WriteTo(io.Discard); n != 0 || !errors.Is(err, errOver) {
+		t.Errorf("%d, %v", n, err)
 	}
 }

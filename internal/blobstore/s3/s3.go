@@ -5,7 +5,6 @@
 package s3
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -209,7 +208,9 @@ func (s *Store) Put(ctx context.Context, key string, data []byte) error {
 func (s *Store) put(ctx context.Context, key string, data []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	_, err := s.core.PutObject(ctx, s.config.Bucket, key, bytes.NewReader(data), int64(len(data)), "", "", minio.PutObjectOptions{
+	b := newBody(data)
+	defer b.end()
+	_, err := s.core.PutObject(ctx, s.config.Bucket, key, b, int64(len(data)), "", "", minio.PutObjectOptions{
 		ContentType: "application/octet-stream", DisableContentSha256: true, SendContentMd5: false,
 	})
 	return translate(err)

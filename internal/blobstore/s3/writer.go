@@ -1,7 +1,6 @@
 package s3
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -404,7 +403,7 @@ func (w *writer) sendTail() error {
 	w.slots <- struct{}{}
 	w.flight.Go(func() {
 		defer func() { w.store.giveBack(data); <-w.slots }()
-		p, err := w.sendPart(number, bytes.NewReader(data), int64(len(data)))
+		p, err := w.sendBuffer(number, data)
 		if err != nil {
 			_ = w.fail(err)
 			return
@@ -418,6 +417,12 @@ func (w *writer) finish(number int, p part) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.st.Parts[number-1] = p
+}
+
+func (w *writer) sendBuffer(number int, data []byte) (part, error) {
+	b := newBody(data)
+	defer b.end()
+	return w.sendPart(number, b, int64(len(data)))
 }
 
 func (w *writer) sendPart(number int, body io.Reader, size int64) (part, error) {
@@ -480,8 +485,14 @@ func (w *writer) settle(send bool, meanwhile func() error) error {
 	var sent part
 	var sendErr error
 	if send = send && w.multipart() && w.tailLen() > 0 && w.tailSent == nil; send {
-		number, body, size := len(w.st.Parts)+1, w.tailReader(), w.tailLen()
-		w.flight.Go(func() { sent, sendErr = w.sendPart(number, body, size) })
+		number, spool, size, data := len(w.st.Parts)+1, w.spool, w.tailLen(), w.tail
+		w.flight.Go(func() {
+			if spool != nil {
+				sent, sendErr = w.sendPart(number, io.NewSectionReader(spool, 0, size), size)
+				return
+			}
+			sent, sendErr = w.sendBuffer(number, data)
+		})
 	}
 	err := meanwhile()
 	w.flight.Wait()
@@ -492,13 +503,6 @@ func (w *writer) settle(send bool, meanwhile func() error) error {
 		w.tailSent, w.ahead = &sent, w.tailLen()
 	}
 	return nil
-}
-
-func (w *writer) tailReader() io.Reader {
-	if w.spool != nil {
-		return io.NewSectionReader(w.spool, 0, w.st.TailSize)
-	}
-	return bytes.NewReader(w.tail)
 }
 
 // Seal makes the tail the last part of an upload that has parts. It is left to Commit to find out that an earlier one was
@@ -524,6 +528,14 @@ func (w *writer) Seal(context.Context) (bool, error) {
 	w.tailSent = nil
 	w.dropBuffer()
 	return true, w.dropSpool()
+}
+
+// Key is that of the multipart upload.
+func (w *writer) Key() string {
+	if !w.multipart() {
+		return ""
+	}
+	return w.st.Key
 }
 
 // Commit puts a single part under its final key, or completes the multipart upload under the key it has.
@@ -559,11 +571,11 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 		done[i] = minio.CompletePart{PartNumber: i + 1, ETag: p.ETag}
 	}
 	_, err := w.store.core.CompleteMultipartUpload(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, done, minio.PutObjectOptions{})
-	if err = translate(err); errors.Is(err, blobstore.ErrNotFound) {
-		return w.committed(ctx, w.st.Key, err)
+	if code := minio.ToErrorResponse(err).Code; code == "NoSuchUpload" || code == "InvalidPart" {
+		return w.committed(ctx, w.st.Key, translate(err))
 	}
-	if err != nil {
-		return "", err
+	if err != nil { // also a 404 of which no storage says what is not there: a proxy's, say
+		return "", fmt.Errorf("join the parts: %w", err)
 	}
 	return w.st.Key, w.done(ctx)
 }
