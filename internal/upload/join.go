@@ -235,7 +235,7 @@ func (u *Uploads) disowned(ctx context.Context, tx *sql.Tx, s *session, d oci.Di
 
 // isJoined tells whether an acknowledged upload is to become d: its object may be there, and have no row yet.
 func (u *Uploads) isJoined(ctx context.Context, d oci.Digest) (joins bool, err error) {
-	err = u.db.Reader().QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM upload WHERE joins = ? AND ended_at IS NULL)`, d.String()).Scan(&joins)
+	err = u.db.Reader().QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM upload WHERE joins = ? AND joins <> '' AND ended_at IS NULL)`, d.String()).Scan(&joins)
 	return joins, err
 }
 

@@ -89,6 +89,7 @@ CREATE INDEX blob_promise_at ON blob_promise (at);
 `, `
 -- joins: the digest of an upload that is acknowledged, and of which the storage has yet to make an object.
 ALTER TABLE upload ADD COLUMN joins TEXT NOT NULL DEFAULT '';
+CREATE INDEX upload_joins ON upload (joins) WHERE joins <> '';
 `}
 
 // saved is the part of a session that outlives the process: bytes up to offset, the hash over them, and
