@@ -1,6 +1,6 @@
 // Package components owns starting and stopping the servers that the tests run against and that nobody here
 // wrote: the reference PDS with its PLC directory, an S3 server, PostgreSQL, a docker daemon, the distribution
-// registry. It also listens for those that run in a test's own process.
+// registry, reverse proxies. It also listens for those that run in a test's own process.
 // It refuses to know anything of ATCR, and to skip: a component that is missing fails the test.
 //
 // Each server gets free ports on loopback and a folder of its own, so that tests start as many as they like
@@ -35,7 +35,7 @@ type TB interface {
 }
 
 // Path is where the program of a component lies: crane, regctl, versitygw, minio, registry, postgres, skopeo, docker,
-// dockerd, strace, curl or node. A missing one fails the test.
+// dockerd, nginx, haproxy, caddy, ip, strace, curl or node. A missing one fails the test.
 func Path(tb TB, name string) string {
 	tb.Helper()
 	path, err := toolbox.Path(name)
@@ -90,11 +90,15 @@ func (o *output) Write(p []byte) (int, error) {
 	return o.b.Write(p)
 }
 
-func (o *output) tail() string {
+func (o *output) all() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	b := o.b.Bytes()
-	return string(b[max(0, len(b)-4000):])
+	return o.b.String()
+}
+
+func (o *output) tail() string {
+	all := o.all()
+	return all[max(0, len(all)-4000):]
 }
 
 // Start runs a server of somebody's until the end of the test, and waits until check succeeds.

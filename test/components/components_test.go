@@ -26,6 +26,7 @@ func TestPrograms(t *testing.T) {
 	for name, version := range map[string]string{
 		"crane": "version", "regctl": "version", "versitygw": "--version", "registry": "--version", "postgres": "--version", "initdb": "--version",
 		"skopeo": "--version", "docker": "--version", "dockerd": "--version", "strace": "--version", "node": "--version", "gcc": "--version",
+		"nginx": "-v", "haproxy": "-v", "caddy": "version", "ip": "-V",
 	} {
 		out, err := exec.CommandContext(t.Context(), Path(t, name), version).CombinedOutput()
 		if err != nil || len(bytes.TrimSpace(out)) == 0 {

@@ -120,7 +120,28 @@ func (in *installer) debian(ctx context.Context, programs []string) error {
 	if err := in.run(ctx, "", env, "the list of Debian packages", "apt-get", "update", "-q"); err != nil {
 		return err
 	}
-	return in.run(ctx, "", env, list, append([]string{"apt-get", "install", "-qy", "--no-install-recommends"}, packages...)...)
+	undo, err := withoutServices("/usr/sbin/policy-rc.d")
+	if err != nil {
+		return err
+	}
+	err = in.run(ctx, "", env, list, append([]string{"apt-get", "install", "-qy", "--no-install-recommends"}, packages...)...)
+	return errors.Join(err, undo())
+}
+
+// withoutServices has Debian start none of the servers that its packages bring: tests start their own. A policy that the
+// machine has already stays.
+func withoutServices(policy string) (undo func() error, err error) {
+	f, err := os.OpenFile(policy, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return func() error { return nil }, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.WriteString("#!/bin/sh\nexit 101\n"); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(policy))
+	}
+	return func() error { return os.Remove(policy) }, f.Close()
 }
 
 func (in *installer) build(ctx context.Context, m module) error {

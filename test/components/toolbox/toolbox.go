@@ -56,6 +56,7 @@ var cgo = map[string]bool{"tap": true}
 // one npm package that is compiled (better-sqlite3).
 var debian = map[string][]string{
 	"buildah":    {"buildah"},
+	"caddy":      {"caddy"},
 	"chromium":   {"chromium"},
 	"containerd": {"containerd"},
 	"ctr":        {"containerd"},
@@ -65,9 +66,12 @@ var debian = map[string][]string{
 	"g++":        {"g++", "libc6-dev"},
 	"gcc":        {"gcc", "libc6-dev"},
 	"git":        {"git"},
+	"haproxy":    {"haproxy"},
+	"ip":         {"iproute2"},
 	"iptables":   {"iptables"},
 	"make":       {"make"},
 	"initdb":     {"postgresql"},
+	"nginx":      {"nginx"},
 	"npm":        {"nodejs", "npm"},
 	"postgres":   {"postgresql"},
 	"podman":     {"podman"},
@@ -108,7 +112,7 @@ func Bench() []string {
 
 // Default is what `make test` needs: everything but the linter, Clients, and what only Bench has.
 func Default() []string {
-	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "chromium", "devnet", "reference", "previous", "postgres", "crane", "regctl", "versitygw", "registry", "conformance", "tap"}
+	return []string{"gcc", "curl", "skopeo", "dockerd", "strace", "chromium", "nginx", "haproxy", "caddy", "ip", "devnet", "reference", "previous", "postgres", "crane", "regctl", "versitygw", "registry", "conformance", "tap"}
 }
 
 const nodeVersion = "22.23.3"

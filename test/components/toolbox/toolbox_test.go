@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -193,5 +194,37 @@ func TestWorkspaceAssets(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(filepath.Dir(path), "unasked")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("more than was asked for: %v", err)
+	}
+}
+
+// Would catch a server of Debian's that starts with its installation and takes the port of one of the machine, and a
+// machine whose own policy is gone, or that starts no servers ever after.
+func TestWithoutServices(t *testing.T) {
+	t.Parallel()
+	policy := filepath.Join(t.TempDir(), "policy-rc.d")
+	undo, err := withoutServices(policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit, ok := errors.AsType[*exec.ExitError](exec.CommandContext(t.Context(), policy).Run()); !ok || exit.ExitCode() != 101 {
+		t.Errorf("the policy says %v, not 101, action forbidden", exit)
+	}
+	if err := undo(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(policy); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the policy stays: %v", err)
+	}
+	if err := os.WriteFile(policy, []byte("own"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if undo, err = withoutServices(policy); err != nil {
+		t.Fatal(err)
+	}
+	if err := undo(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadFile(policy); string(left) != "own" || err != nil {
+		t.Errorf("the machine's own policy is now %q, %v", left, err)
 	}
 }
