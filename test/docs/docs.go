@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// section is the part of a Markdown text under the heading, up to the next heading of that level or above;
+// Section is the part of a Markdown text under the heading, up to the next heading of that level or above;
 // "" where there is none.
-func section(text, heading string) string {
+func Section(text, heading string) string {
 	_, after, ok := strings.Cut("\n"+text, "\n"+heading+"\n")
 	if !ok {
 		return ""
@@ -22,8 +22,8 @@ func section(text, heading string) string {
 	return after
 }
 
-// blocks are the indented code blocks of a Markdown text, without their indent.
-func blocks(text string) (found []string) {
+// Blocks are the indented code blocks of a Markdown text, without their indent.
+func Blocks(text string) (found []string) {
 	var current []string
 	end := func() {
 		if block := strings.TrimRight(strings.Join(current, "\n"), "\n"); block != "" {

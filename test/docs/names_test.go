@@ -96,7 +96,7 @@ func TestMakeTargets(t *testing.T) {
 	t.Parallel()
 	makefile, count := "\n"+read(t, "Makefile"), 0
 	for path, text := range documents(t) {
-		code := strings.Join(append(inCode.FindAllString(text, -1), blocks(text)...), "\n")
+		code := strings.Join(append(inCode.FindAllString(text, -1), Blocks(text)...), "\n")
 		for _, m := range makeTarget.FindAllStringSubmatch(code, -1) {
 			count++
 			if !strings.Contains(makefile, "\n"+m[1]+":") {
@@ -156,7 +156,7 @@ func TestDependencies(t *testing.T) {
 // Would catch a folder that ARCHITECTURE.md names and that does not exist, and one that it forgot.
 func TestFolders(t *testing.T) {
 	t.Parallel()
-	text := section(read(t, "ARCHITECTURE.md"), "## Where things are")
+	text := Section(read(t, "ARCHITECTURE.md"), "## Where things are")
 	for _, m := range regexp.MustCompile("`((?:cmd|internal|api|lexicons|test)/[a-z0-9/]*)`").FindAllStringSubmatch(text, -1) {
 		if info, err := os.Stat(filepath.Join(root, m[1])); err != nil || !info.IsDir() {
 			t.Errorf("ARCHITECTURE.md names the folder %s: %v", m[1], err)

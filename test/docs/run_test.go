@@ -146,7 +146,7 @@ func get(t *testing.T, address string) (status int, header http.Header, body str
 func blockWith(t *testing.T, path, heading, words string) string {
 	t.Helper()
 	var found []string
-	for _, b := range blocks(section(read(t, path), heading)) {
+	for _, b := range Blocks(Section(read(t, path), heading)) {
 		if strings.Contains(b, words) {
 			found = append(found, b)
 		}

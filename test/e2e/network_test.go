@@ -33,13 +33,20 @@ func TestMain(m *testing.M) {
 }
 
 func runTests(m *testing.M) (int, error) {
-	dir, err := os.MkdirTemp("", "atcr-e2e-")
-	if err != nil {
-		return 1, err
+	dir := os.Getenv(programsEnv)
+	built := dir != ""
+	if !built {
+		var err error
+		if dir, err = os.MkdirTemp("", "atcr-e2e-"); err != nil {
+			return 1, err
+		}
+		defer func() { _ = os.RemoveAll(dir) }()
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
 	for name, path := range map[string]*string{"atcr-hold": &binaries.hold, "atcr-appview": &binaries.appview, "docker-credential-atcr": &binaries.helper} {
 		*path = filepath.Join(dir, name)
+		if built {
+			continue
+		}
 		args := []string{"build", "-race"}
 		for _, p := range []string{"sqlite/lib", "libc/...", "memory"} { // not SQLite, as the Makefile says why
 			args = append(args, "-gcflags=modernc.org/"+p+"=-race=false")
@@ -86,8 +93,8 @@ func startDaemon(t *testing.T, binary, url, ready string, env ...string) *daemon
 	d.start(t, ready)
 	t.Cleanup(func() {
 		d.kill(syscall.SIGTERM)
-		if strings.Contains(d.output.String(), "DATA RACE") {
-			t.Errorf("%s has a data race", d.name)
+		if i := strings.Index(d.output.String(), "DATA RACE"); i >= 0 {
+			t.Errorf("%s has a data race:\n%.6000s", d.name, d.output.String()[i:])
 		}
 		if t.Failed() {
 			t.Logf("%s at %s said:\n%s", d.name, url, tail(d.output.String()))
