@@ -121,7 +121,7 @@ func (h *holdCalls) statJoined(ctx context.Context, c registry.Caller, at *hold,
 			return size, err
 		}
 		select {
-		case <-time.After(min(e.RetryAfter, joiningPause)): // it has waited itself
+		case <-time.After(joiningPause): // it has waited itself
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}

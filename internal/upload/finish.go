@@ -168,6 +168,12 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 		if blob.Key, err = place(); err != nil {
 			return Blob{}, err
 		}
+		if s.joins != "" { // they may have had their data deleted since
+			if blob.Owner, err = ownerNow(ctx, u.db.Reader(), s); err != nil {
+				u.suspend(s)
+				return Blob{}, err
+			}
+		}
 		if err := u.point(ctx, blob); err != nil {
 			u.suspend(s)
 			return Blob{}, err
@@ -238,6 +244,8 @@ func (u *Uploads) completed(ctx context.Context, s *session, d oci.Digest, write
 		return errors.Join(writeErr, err)
 	case ended.Valid && digest == d.String():
 		return nil
+	case ended.Valid && s.joins != "":
+		return errors.Join(writeErr, ErrUnknown)
 	}
 	return writeErr
 }

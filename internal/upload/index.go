@@ -39,19 +39,18 @@ func (b Blob) Joining() bool { return b.Verified && b.Key == "" }
 func (u *Uploads) Stat(ctx context.Context, d oci.Digest, viewer syntax.DID) (Blob, error) {
 	ended := u.joins.of(d) // looked at first: one that ends after this has left a row
 	blob, err := u.verified(ctx, d)
-	if ended != nil && errors.Is(err, ErrNoBlob) {
-		blob, err = u.awaitJoined(ctx, d, ended)
-	}
-	if err == nil || viewer == "" || !errors.Is(err, ErrNoBlob) && !errors.Is(err, ErrJoining) {
+	if !errors.Is(err, ErrNoBlob) {
 		return blob, err
 	}
-	missing := err
-	blob, err = scanBlob(u.db.Reader().QueryRowContext(ctx, selectBlob+`verified = 0 AND digest = ? AND uploader = ?`,
-		d.String(), viewer.String()))
-	if errors.Is(err, ErrNoBlob) { // it may have been verified in between
-		if blob, err = u.verified(ctx, d); errors.Is(err, ErrNoBlob) {
-			err = missing
+	if viewer != "" {
+		blob, err = scanBlob(u.db.Reader().QueryRowContext(ctx, selectBlob+`verified = 0 AND digest = ? AND uploader = ?`,
+			d.String(), viewer.String()))
+		if errors.Is(err, ErrNoBlob) { // it may have been verified in between
+			blob, err = u.verified(ctx, d)
 		}
+	}
+	if ended != nil && errors.Is(err, ErrNoBlob) {
+		return u.awaitJoined(ctx, d, ended)
 	}
 	return blob, err
 }

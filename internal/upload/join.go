@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bluesky-social/indigo/atproto/syntax"
+
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/oci"
 )
@@ -127,6 +129,8 @@ func (u *Uploads) seal(ctx context.Context, s *session, d oci.Digest) (Blob, boo
 // saveSealed writes the row of a sealed upload and begins join. After an error s stands where it last did; but where nobody
 // knows what the database has, it is joined, which can do no harm, and only not acknowledged.
 func (u *Uploads) saveSealed(ctx context.Context, s *session, d oci.Digest) error {
+	ctx, cancel := detached(ctx)
+	defer cancel()
 	next := saved{offset: s.offset}
 	var err error
 	if next.storeState, err = s.writer.State(ctx); err == nil {
@@ -178,6 +182,10 @@ func (u *Uploads) join(s *session, d oci.Digest) bool {
 		if err == nil {
 			return true
 		}
+		if errors.Is(err, ErrUnknown) { // an earlier lose was written, and the database did not say so
+			u.drop(context.Background(), s, "lost")
+			return true
+		}
 		if !errors.Is(err, errPartsMissing) {
 			missing = time.Time{}
 		} else if missing.IsZero() {
@@ -202,6 +210,12 @@ func (u *Uploads) joinOnce(s *session, d oci.Digest) error {
 	ctx, cancel := context.WithTimeout(context.Background(), joinFor)
 	defer cancel()
 	defer context.AfterFunc(u.background, func() { time.AfterFunc(joinGrace, cancel) })()
+	select {
+	case u.joining <- struct{}{}:
+		defer func() { <-u.joining }()
+	case <-u.background.Done():
+		return ErrClosed
+	}
 	if err := u.ready(ctx, s); err != nil {
 		return err
 	}
@@ -223,14 +237,25 @@ func (u *Uploads) lose(s *session, d oci.Digest) error {
 
 // disowned tells whether the data of who uploaded s was deleted since, and notes then that the blob d is nobody's.
 func (u *Uploads) disowned(ctx context.Context, tx *sql.Tx, s *session, d oci.Digest) (bool, error) {
-	var owner string
-	err := tx.QueryRowContext(ctx, `SELECT owner FROM upload WHERE id = ?`, s.id).Scan(&owner)
+	owner, err := ownerNow(ctx, tx, s)
 	if err != nil || owner != "" {
 		return false, err
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO blob_uploader (digest, uploader, created_at, named) VALUES (?,'',?,1) ON CONFLICT DO NOTHING`,
 		d.String(), u.now().UnixMilli())
 	return true, err
+}
+
+// ownerNow is who uploaded s, "" where they had their data deleted since. Errors: ErrUnknown where s was ended for lost.
+func ownerNow(ctx context.Context, q Queryer, s *session) (owner syntax.DID, err error) {
+	err = q.QueryRowContext(ctx, `SELECT owner FROM upload WHERE id = ?`, s.id).Scan(&owner)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrUnknown
+	}
+	if err != nil {
+		return "", fmt.Errorf("whose the blob is: %w", err)
+	}
+	return owner, nil
 }
 
 // isJoined tells whether an acknowledged upload is to become d: its object may be there, and have no row yet.

@@ -221,6 +221,39 @@ func TestJoinLost(t *testing.T) {
 	r.nothingLeft("lost")
 }
 
+// Would catch a join that never ends, since its upload was ended for lost, the database did not say so, and the storage has the
+// parts again.
+func TestJoinLostInDoubt(t *testing.T) {
+	t.Parallel()
+	r, m := sealing(t, func(c *Config) { c.joinLostAfter = time.Millisecond })
+	var back atomic.Bool
+	m.fault.set(func(step string) error {
+		if step == "before commit" && !back.Load() {
+			return blobstore.ErrNotFound
+		}
+		return nil
+	})
+	r.db.fault.set(func(step string) error {
+		if step == "after db relaxed" && r.joins.count() > 0 && back.CompareAndSwap(false, true) {
+			return errFault
+		}
+		return nil
+	})
+	d := r.stream(noise(100_000, 1))
+	r.joined()
+	r.absent(d)
+	for range 2 {
+		r.clock.move(2 * RememberFor)
+		if err := r.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var left int
+	if err := r.sql.Reader().QueryRow(`SELECT count(*) FROM upload`).Scan(&left); err != nil || left != 0 || r.countOpen() != 0 {
+		t.Errorf("%d rows, %v open, %v", left, r.countOpen(), err)
+	}
+}
+
 // Would catch a last request that comes again while the first is at its end, and is told that there is no such upload; and one
 // that is given up in that moment, and is acknowledged all the same.
 func TestJoinRaces(t *testing.T) {

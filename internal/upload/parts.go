@@ -99,17 +99,20 @@ func (u *Uploads) PutPart(ctx context.Context, owner syntax.DID, id string, numb
 		known := s.parts[number-1]
 		s.mu.Unlock()
 		return repeated(body, known)
-	case waiting != nil && waiting.file == nil, waiting == nil && number == next && s.working:
+	case waiting != nil && waiting.file == nil, s.adding == number:
 		s.mu.Unlock()
 		return "", ErrBusy // the same part is arriving
 	case waiting != nil:
 		known := waiting.part
 		s.mu.Unlock()
 		return repeated(body, known)
-	case number == next:
-		s.working = true
+	case number == next && !s.working:
+		s.working, s.adding = true, number
 		s.mu.Unlock()
 		p, err := u.appendPart(ctx, s, body, true)
+		s.mu.Lock()
+		s.adding = 0
+		s.mu.Unlock()
 		u.release(ctx, s)
 		if err != nil {
 			return "", err

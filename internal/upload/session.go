@@ -44,6 +44,7 @@ type session struct {
 	ended   bool       // completed or dropped: not in the maps any more
 	joins   oci.Digest // acknowledged as this digest: nobody but join works on it any more
 	mode    int
+	adding  int // the part that is being appended from its request; 0: none
 	parts   []part
 	spool   map[int]*spooledPart
 

@@ -201,6 +201,9 @@ func (u *Uploads) collectGarbage(ctx context.Context) error {
 // brings it holds the lock of its digest, and then has a row.
 func (u *Uploads) collectKey(ctx context.Context, key string) error {
 	if d, ok := blobstore.KeyDigest(key); ok {
+		if joins, err := u.isJoined(ctx, d); err != nil || joins { // for which its lock is held long
+			return err
+		}
 		unlock, err := u.digests.lock(ctx, d)
 		if err != nil {
 			return err

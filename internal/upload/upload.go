@@ -116,6 +116,7 @@ const (
 	joinPause         = time.Second
 	joinPauseMost     = 10 * time.Second // less than joinWait
 	joinFor           = 15 * time.Minute // a try
+	joinsAtOnce       = 16
 	joinGrace         = 5 * time.Second  // how long a hold that stops waits for the storage
 	joinLostAfter     = 15 * time.Minute // of tries in which the storage has neither the parts nor the object
 	verifyRetryPause  = time.Minute
@@ -178,6 +179,7 @@ type Uploads struct {
 	cache      *lru.Cache[oci.Digest, Blob] // verified rows alone
 	digests    keyedLock
 	joins      joins
+	joining    chan struct{} // a token for each that the storage is at
 	deletions  deletions
 	rebuilding sync.Mutex   // one Rebuild at a time
 	epoch      atomic.Int64 // rises when a row was changed, so that no reader puts the old one into the cache
@@ -231,7 +233,7 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	u := &Uploads{
 		cfg: cfg, db: db, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cache: cache,
 		byID: map[string]*session{}, bySecret: map[[32]byte]*session{}, verifying: map[string]chan struct{}{},
-		wakeVerify: make(chan struct{}, 1), checkpoint: checkpointBytes, inline: maxInlineBytes,
+		wakeVerify: make(chan struct{}, 1), checkpoint: checkpointBytes, inline: maxInlineBytes, joining: make(chan struct{}, joinsAtOnce),
 	}
 	if err := u.loadSessions(ctx); err != nil {
 		return nil, fmt.Errorf("load unfinished uploads: %w", err)

@@ -60,6 +60,7 @@ type Config struct {
 type Store struct {
 	config  Config
 	core    minio.Core
+	joiner  minio.Core    // as core, but that it waits for an answer as long as its caller does: joining parts may take long
 	presign *minio.Client // for what is not read
 	gets    *presigner
 	pool    chan []byte
@@ -88,12 +89,16 @@ func New(c Config) (*Store, error) {
 	for range c.Buffers {
 		s.made <- struct{}{}
 	}
-	client, err := newClient(c, c.Endpoint)
+	client, err := newClient(c, c.Endpoint, time.Minute)
 	if err != nil {
 		return nil, fmt.Errorf("S3_ENDPOINT: %w", err)
 	}
 	s.core = minio.Core{Client: client}
-	if s.presign, err = newClient(c, c.PublicEndpoint); err != nil {
+	if client, err = newClient(c, c.Endpoint, 0); err != nil {
+		return nil, fmt.Errorf("S3_ENDPOINT: %w", err)
+	}
+	s.joiner = minio.Core{Client: client}
+	if s.presign, err = newClient(c, c.PublicEndpoint, time.Minute); err != nil {
 		return nil, fmt.Errorf("S3_PUBLIC_ENDPOINT: %w", err)
 	}
 	if s.gets, err = newPresigner(context.Background(), s.presign, c); err != nil {
@@ -102,7 +107,8 @@ func New(c Config) (*Store, error) {
 	return s, nil
 }
 
-func newClient(c Config, endpoint string) (*minio.Client, error) {
+// newClient makes a client that waits for the head of an answer, or with 0 as long as the call may take.
+func newClient(c Config, endpoint string, wait time.Duration) (*minio.Client, error) {
 	o := &minio.Options{
 		Creds: credentials.NewStaticV4(c.AccessKeyID, c.SecretAccessKey, ""), Region: c.Region, // a set region saves asking for it
 		Secure: true, BucketLookup: minio.BucketLookupAuto, MaxRetries: maxRetries, Transport: c.Wrap,
@@ -120,7 +126,7 @@ func newClient(c Config, endpoint string) (*minio.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		t.MaxIdleConnsPerHost, t.ResponseHeaderTimeout = 64, time.Minute
+		t.MaxIdleConnsPerHost, t.ResponseHeaderTimeout = 64, wait
 		t.DialContext = dialWhole(t.DialContext)
 		o.Transport = t
 	}
@@ -206,10 +212,10 @@ func (s *Store) Put(ctx context.Context, key string, data []byte) error {
 }
 
 func (s *Store) put(ctx context.Context, key string, data []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
 	b := newBody(data)
 	defer b.end()
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	_, err := s.core.PutObject(ctx, s.config.Bucket, key, b, int64(len(data)), "", "", minio.PutObjectOptions{
 		ContentType: "application/octet-stream", DisableContentSha256: true, SendContentMd5: false,
 	})
@@ -335,7 +341,7 @@ func (s *Store) CompleteMultipart(ctx context.Context, raw []byte, parts []blobs
 	for i, p := range parts {
 		done[i] = minio.CompletePart{PartNumber: p.Number, ETag: strings.Trim(p.ETag, `"`)}
 	}
-	_, err = s.core.CompleteMultipartUpload(ctx, s.config.Bucket, st.Key, st.UploadID, done, minio.PutObjectOptions{})
+	_, err = s.joiner.CompleteMultipartUpload(ctx, s.config.Bucket, st.Key, st.UploadID, done, minio.PutObjectOptions{})
 	if err != nil && !errors.Is(translate(err), blobstore.ErrNotFound) {
 		return "", 0, translate(err)
 	}

@@ -570,7 +570,7 @@ func (w *writer) Commit(ctx context.Context, final string) (string, error) {
 	for i, p := range parts {
 		done[i] = minio.CompletePart{PartNumber: i + 1, ETag: p.ETag}
 	}
-	_, err := w.store.core.CompleteMultipartUpload(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, done, minio.PutObjectOptions{})
+	_, err := w.store.joiner.CompleteMultipartUpload(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, done, minio.PutObjectOptions{})
 	if code := minio.ToErrorResponse(err).Code; code == "NoSuchUpload" || code == "InvalidPart" {
 		return w.committed(ctx, w.st.Key, translate(err))
 	}
