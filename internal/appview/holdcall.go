@@ -109,8 +109,12 @@ func privateHold(at *hold) error {
 	return oci.Errorf(oci.CodeUnauthorized, "the hold %s is private: log in, with an account that its owner lets read there", at.DID)
 }
 
-// joiningPatience is how long a push waits for a hold's storage to make an object of a blob.
-const joiningPatience = 2 * time.Minute
+const (
+	// joiningPatience is how long a push waits for a hold's storage to make an object of a blob.
+	joiningPatience = 2 * time.Minute
+	// joiningPause is between two looks, in each of which a hold has waited itself.
+	joiningPause = time.Second
+)
 
 // statJoined is stat that waits where the hold says that its storage is at it.
 func (h *holdCalls) statJoined(ctx context.Context, c registry.Caller, at *hold, of syntax.DID, d oci.Digest) (int64, error) {
@@ -121,14 +125,12 @@ func (h *holdCalls) statJoined(ctx context.Context, c registry.Caller, at *hold,
 			return size, err
 		}
 		select {
-		case <-time.After(joiningPause): // it has waited itself
+		case <-time.After(joiningPause):
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
 	}
 }
-
-const joiningPause = time.Second
 
 // stat is a blob's size at a hold. Errors: *oci.Error, CodeBlobUnknown where it is not there.
 func (h *holdCalls) stat(ctx context.Context, c registry.Caller, at *hold, of syntax.DID, d oci.Digest) (size int64, err error) {

@@ -131,11 +131,7 @@ func (u *Uploads) seal(ctx context.Context, s *session, d oci.Digest) (Blob, boo
 func (u *Uploads) saveSealed(ctx context.Context, s *session, d oci.Digest) error {
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	next := saved{offset: s.offset}
-	var err error
-	if next.storeState, err = s.writer.State(ctx); err == nil {
-		next.hashState, err = hashState(s.hash)
-	}
+	next, err := s.toSave(ctx)
 	if err == nil {
 		err = u.save(ctx, s, next, nil)
 	} else {

@@ -172,15 +172,20 @@ func (u *Uploads) lost(ctx context.Context, s *session, cause error) error {
 	return ErrUnknown
 }
 
+// toSave is where s stands, for its row. After an error it may have a storeState all the same.
+func (s *session) toSave(ctx context.Context) (next saved, err error) {
+	next.offset = s.offset
+	if next.storeState, err = s.writer.State(ctx); err == nil {
+		next.hashState, err = hashState(s.hash)
+	}
+	return next, err
+}
+
 // persist makes what arrived outlive the process. After an error s stands where it last did.
 func (u *Uploads) persist(ctx context.Context, s *session, finished *part) error {
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	next := saved{offset: s.offset}
-	var err error
-	if next.storeState, err = s.writer.State(ctx); err == nil {
-		next.hashState, err = hashState(s.hash)
-	}
+	next, err := s.toSave(ctx)
 	if err == nil {
 		if err = u.save(ctx, s, next, finished); err != nil {
 			err = u.outcome(ctx, s, next, err)
@@ -203,11 +208,10 @@ func (u *Uploads) persist(ctx context.Context, s *session, finished *part) error
 func (u *Uploads) outcome(ctx context.Context, s *session, next saved, saveErr error) error {
 	var offset int64
 	var state []byte
-	var joins string
-	err := u.db.Reader().QueryRowContext(ctx, `SELECT byte_offset, store_state, joins FROM upload WHERE id = ? AND ended_at IS NULL`,
-		s.id).Scan(&offset, &state, &joins)
+	err := u.db.Reader().QueryRowContext(ctx, `SELECT byte_offset, store_state FROM upload WHERE id = ? AND ended_at IS NULL`,
+		s.id).Scan(&offset, &state)
 	switch {
-	case err == nil && offset == next.offset && bytes.Equal(state, next.storeState) && joins == s.joins.String():
+	case err == nil && offset == next.offset && bytes.Equal(state, next.storeState):
 		return nil
 	case err == nil || errors.Is(err, sql.ErrNoRows):
 		return saveErr
