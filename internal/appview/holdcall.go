@@ -121,7 +121,7 @@ func (h *holdCalls) statJoined(ctx context.Context, c registry.Caller, at *hold,
 	for start := time.Now(); ; {
 		size, err := h.stat(ctx, c, at, of, d)
 		e, ok := errors.AsType[*xrpc.UpstreamError](err)
-		if !ok || e.Status != http.StatusServiceUnavailable || e.Header.Get(joiningHeader) == "" || time.Since(start) > joiningPatience {
+		if !ok || e.Status != http.StatusServiceUnavailable || e.Header.Get(atcr.JoiningHeader) == "" || time.Since(start) > joiningPatience {
 			return size, err
 		}
 		select {

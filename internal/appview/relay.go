@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"atcr.io/api/atcr"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
 	"atcr.io/internal/registry"
@@ -60,11 +61,8 @@ func (l *relay) put(ctx context.Context, t *ticket, d oci.Digest, chunk registry
 	if said := res.Header.Get("Docker-Content-Digest"); said != d.String() {
 		return false, l.senseless(t, errors.New("the hold does not say that it has the blob with that digest"))
 	}
-	return res.Header.Get(joiningHeader) != "", nil
+	return res.Header.Get(atcr.JoiningHeader) != "", nil
 }
-
-// joiningHeader is on a hold's answer to a PUT when the blob should be asked for once more before anybody relies on it.
-const joiningHeader = "Atcr-Joining"
 
 func (l *relay) delete(ctx context.Context, t *ticket) error {
 	res, err := l.send(ctx, http.MethodDelete, t, nil, registry.Chunk{})

@@ -52,7 +52,7 @@ func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
 		blob, err = h.promised(r, blob, viewer)
 	}
 	if errors.Is(err, upload.ErrJoining) {
-		w.Header().Set(upload.JoiningHeader, "true")
+		w.Header().Set(atcr.JoiningHeader, "true")
 	}
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"atcr.io/api/atcr"
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/httpx"
 	"atcr.io/internal/oci"
@@ -46,10 +47,6 @@ func (u *Uploads) Handler(baseURL string) httpx.Handler {
 		return translate(w, err)
 	}
 }
-
-// JoiningHeader is on the answer to a PUT when the storage has yet to make an object of the bytes: they are durable, and
-// whoever relies on the blob asks for it once more, which waits. It is on the 503 that this may come to, too.
-const JoiningHeader = "Atcr-Joining"
 
 const secretLength = 43 // 32 bytes in base64 without padding
 
@@ -118,7 +115,7 @@ func (h *streamHandler) put(w http.ResponseWriter, r *http.Request, secret strin
 	w.Header().Set("Docker-Content-Digest", digest.String())
 	w.Header().Set("Docker-Upload-UUID", publicID(secret))
 	if blob.Joining() {
-		w.Header().Set(JoiningHeader, "true")
+		w.Header().Set(atcr.JoiningHeader, "true")
 	}
 	w.Header().Set("Content-Length", "0")
 	w.WriteHeader(http.StatusCreated)

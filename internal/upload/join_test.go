@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"atcr.io/api/atcr"
 	"atcr.io/internal/blobstore"
 	"atcr.io/internal/oci"
 )
@@ -241,7 +242,7 @@ func TestJoiningHeader(t *testing.T) {
 		t.Helper()
 		r.exchange(URL(base, r.begin(alice).Secret), exchange{
 			method: http.MethodPut, query: "?digest=" + oci.FromBytes([]byte(data)).String(), body: data,
-			status: http.StatusCreated, want: map[string]string{JoiningHeader: want},
+			status: http.StatusCreated, want: map[string]string{atcr.JoiningHeader: want},
 		})
 	}
 	put("large", "true")
