@@ -51,11 +51,8 @@ func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
 	if err == nil && (r.Method == http.MethodHead || method == http.MethodHead) { // whoever pushes relies on it
 		blob, err = h.promised(r, blob, viewer)
 	}
-	if errors.Is(err, upload.ErrJoining) {
-		w.Header().Set(atcr.JoiningHeader, "true")
-	}
 	if err != nil {
-		return err
+		return tellJoining(w, err)
 	}
 	if method != "" {
 		target, err := h.blobURL(r, blob, viewer, method)
@@ -125,6 +122,14 @@ func blobError(d oci.Digest, err error) error {
 	return err
 }
 
+// tellJoining is err, of which the answer says besides whether the blob is on its way.
+func tellJoining(w http.ResponseWriter, err error) error {
+	if errors.Is(err, upload.ErrJoining) {
+		w.Header().Set(atcr.JoiningHeader, "true")
+	}
+	return err
+}
+
 // joiningRetry is when to ask again for a blob that the storage is still putting together.
 const joiningRetry = 5 * time.Second
 
@@ -159,7 +164,7 @@ func (h *Hold) getLinkedBlob(w http.ResponseWriter, r *http.Request) error {
 	}
 	blob, err := h.uploads.Stat(r.Context(), v.Digest, v.Viewer)
 	if err != nil {
-		return blobError(v.Digest, err)
+		return tellJoining(w, blobError(v.Digest, err))
 	}
 	blobHeaders(w, blob)
 	return h.sendBlob(w, r, blob)

@@ -75,6 +75,7 @@ type Config struct {
 
 	repair      repair        // what a command does to the repo before it is opened
 	plcPatience time.Duration // 0: directoryPatience
+	joinWait    time.Duration // 0: upload's
 }
 
 // Prefix is what the names of settings that belong to the hold alone begin with.

@@ -148,7 +148,7 @@ func Open(ctx context.Context, config Config, logger *slog.Logger, registry prom
 	h.presigns = presign
 	h.uploads, err = upload.Open(ctx, upload.Config{
 		DB: h.db, Store: h.store, Logger: logger, Metrics: registry, NoPresign: !presign, SpoolDir: h.spoolDir(),
-		Allow: h.quota.allow, Stored: h.quota.stored, Now: h.now,
+		Allow: h.quota.allow, Stored: h.quota.stored, Now: h.now, JoinWait: config.joinWait,
 		Named: func(ctx context.Context, q upload.Queryer, did syntax.DID, d oci.Digest) (bool, error) {
 			return h.ledger.NamedBy(ctx, q, did, d)
 		},

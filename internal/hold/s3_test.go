@@ -15,38 +15,44 @@ import (
 	"atcr.io/test/components"
 )
 
-// countingProxy passes requests on to a real S3 server, as they were signed, and counts them.
-func countingProxy(t *testing.T, target string) (string, *atomic.Int64) {
+// proxyS3 passes requests on to a real S3 server, as they were signed, once before has returned.
+func proxyS3(t *testing.T, target string, before func(*http.Request)) string {
 	t.Helper()
 	u, err := url.Parse(target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var n atomic.Int64
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = u.Scheme, u.Host, r.In.Host
 	}}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		n.Add(1)
+		before(r)
 		proxy.ServeHTTP(w, r)
 	}))
 	t.Cleanup(s.Close)
-	return s.URL, &n
+	return s.URL
 }
 
 func startS3Hold(t *testing.T, change func(*Config)) (*server, *atomic.Int64) {
 	t.Helper()
+	var requests atomic.Int64
+	s := startHold(t, newPeople(t), onS3(t, func(*http.Request) { requests.Add(1) }, change))
+	requests.Store(0)
+	return s, &requests
+}
+
+// onS3 are the settings of a hold on a real S3 server, behind proxyS3, with what change says.
+func onS3(t *testing.T, before func(*http.Request), change func(*Config)) func(*Config) {
+	t.Helper()
 	storage := components.StartS3(t)
 	storage.CreateBucket(t, "blobs")
-	endpoint, requests := countingProxy(t, storage.Endpoint)
-	s := startHold(t, newPeople(t), func(c *Config) {
+	endpoint := proxyS3(t, storage.Endpoint, before)
+	return func(c *Config) {
 		c.StorageDriver, c.S3Bucket, c.S3Endpoint, c.AccessKeyID, c.SecretAccessKey = "s3", "blobs", endpoint, storage.AccessKey, storage.SecretKey
 		if change != nil {
 			change(c)
 		}
-	})
-	requests.Store(0)
-	return s, requests
+	}
 }
 
 // Would catch a read or write that asks the storage more than it must: at most two requests for a small

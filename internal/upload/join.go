@@ -263,7 +263,7 @@ func (u *Uploads) isJoined(ctx context.Context, d oci.Digest) (joins bool, err e
 // awaitJoined is the blob d once one of its uploads is joined. Errors: ErrNoBlob where none could be, ErrJoining,
 // ErrClosed, ctx's.
 func (u *Uploads) awaitJoined(ctx context.Context, d oci.Digest, ended <-chan struct{}) (Blob, error) {
-	patience := time.NewTimer(u.cfg.joinWait)
+	patience := time.NewTimer(u.cfg.JoinWait)
 	defer patience.Stop()
 	for {
 		select {

@@ -157,7 +157,7 @@ func TestJoinFails(t *testing.T) {
 		})
 	}
 	fail(errFault)
-	r := newRig(t, m, func(c *Config) { c.joinWait, c.joinLostAfter = 10*time.Millisecond, 50*time.Millisecond })
+	r := newRig(t, m, func(c *Config) { c.JoinWait, c.joinLostAfter = 10*time.Millisecond, 50*time.Millisecond })
 	data := noise(100_000, 1)
 	d := oci.FromBytes(data)
 	s := r.begin(alice)

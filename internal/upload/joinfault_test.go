@@ -349,7 +349,7 @@ func TestJoinOfTheDisowned(t *testing.T) {
 // Would catch somebody who cannot read their own blob, which is not verified yet, while another's upload of it is joined.
 func TestJoinBesideOwn(t *testing.T) {
 	t.Parallel()
-	r, m := sealing(t, func(c *Config) { c.joinWait = 20 * time.Millisecond })
+	r, m := sealing(t, func(c *Config) { c.JoinWait = 20 * time.Millisecond })
 	m.fault.set(func(step string) error {
 		if step == "before commit" || step == "before open" { // nor is the other verified meanwhile
 			return errFault

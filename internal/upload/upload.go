@@ -155,8 +155,9 @@ type Config struct {
 	MaxBlobBytes int64
 	// SweepEvery (1 min) is the pause between two rounds of Sweep.
 	SweepEvery time.Duration
+	// JoinWait (20 s) is how long who asks for a blob waits for the storage to make an object of it.
+	JoinWait time.Duration
 
-	joinWait      time.Duration // how long who asks for a blob waits for the storage
 	joinPause     time.Duration // between two tries to have it joined, at first
 	joinLostAfter time.Duration
 }
@@ -214,7 +215,7 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	setDefault(&cfg.MaxOpen, 1000)
 	setDefault(&cfg.MaxBlobBytes, 256<<30)
 	setDefault(&cfg.SweepEvery, time.Minute)
-	setDefault(&cfg.joinWait, joinWait)
+	setDefault(&cfg.JoinWait, joinWait)
 	setDefault(&cfg.joinPause, joinPause)
 	setDefault(&cfg.joinLostAfter, joinLostAfter)
 	if cfg.Now == nil {
