@@ -85,11 +85,11 @@ func (h *Hold) getBlob(w http.ResponseWriter, r *http.Request) error {
 }
 
 // readableBlob is the blob, if this caller may read here and it is there for them. Most blobs of a public
-// hold are found without a look at the caller.
+// hold are found without a look at the caller; who has one of their own does not wait for that of others.
 func (h *Hold) readableBlob(r *http.Request, digest oci.Digest) (upload.Blob, syntax.DID, error) {
 	nobody := h.mayRead(r.Context(), "")
 	if nobody == nil {
-		if blob, err := h.uploads.Stat(r.Context(), digest, ""); err == nil {
+		if blob, err := h.uploads.Verified(r.Context(), digest); err == nil {
 			return blob, "", nil
 		} else if !errors.Is(err, upload.ErrNoBlob) {
 			return upload.Blob{}, "", blobError(digest, err)

@@ -2,9 +2,12 @@ package hold
 
 import (
 	"bytes"
+	"database/sql"
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/bluesky-social/indigo/atproto/syntax"
 
 	"atcr.io/api/atcr"
 	"atcr.io/internal/blobstore/s3"
@@ -93,6 +96,37 @@ func TestReadsThatWaitForAJoin(t *testing.T) {
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
 		if a := s.send(t, method, s.blobPath(d), token, nil); a.status != http.StatusOK || a.body != "" && a.body != string(data) {
 			t.Errorf("%d %v, %d bytes", a.status, a.header, len(a.body))
+		}
+	}
+}
+
+// Would catch somebody who cannot read their own blob at a public hold, which is not verified yet, while another's upload of it
+// is joined.
+func TestOwnBlobWhileAnothersIsJoined(t *testing.T) {
+	t.Parallel()
+	slow, join := joinsWhenTold(t)
+	defer join()
+	before := func(r *http.Request) {
+		if slow(r); r.URL.Path == "/blobs/atcr/uploads/own" { // nor is it verified meanwhile
+			<-r.Context().Done()
+		}
+	}
+	s := startHold(t, newPeople(t), onS3(t, before, func(c *Config) { c.Public, c.joinWait = true, time.Millisecond }))
+	data := bytes.Repeat([]byte("x"), s3.PartBytes+1)
+	if err := s.db.Write(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.Exec(`INSERT INTO blob (digest, verified, uploader, size, key, created_at, touched_at) VALUES (?,0,?,7,'atcr/uploads/own',?,?)`,
+			oci.FromBytes(data).String(), writer.String(), s.now().UnixMilli(), s.now().UnixMilli())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	d := s.pushJoined(t, data)
+	for did, want := range map[syntax.DID]int{writer: http.StatusOK, stranger: http.StatusServiceUnavailable, nobody: http.StatusServiceUnavailable} {
+		for _, path := range []string{s.blobPath(d), s.blobPath(d) + "&method=HEAD"} {
+			a := s.send(t, http.MethodHead, path, s.token(t, did, getBlobNSID), nil)
+			if a.status != want {
+				t.Errorf("%q: %d %v", did, a.status, a.header)
+			}
 		}
 	}
 }

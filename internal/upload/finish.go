@@ -252,7 +252,7 @@ func (u *Uploads) completed(ctx context.Context, s *session, d oci.Digest, write
 
 // standing is the verified blob d, where its object is there as well. One without is replaced.
 func (u *Uploads) standing(ctx context.Context, d oci.Digest) (Blob, bool, error) {
-	blob, err := u.verified(ctx, d)
+	blob, err := u.Verified(ctx, d)
 	if errors.Is(err, ErrNoBlob) {
 		return Blob{}, false, nil
 	}

@@ -38,7 +38,7 @@ func (b Blob) Joining() bool { return b.Verified && b.Key == "" }
 // at making an object of the blob. Errors: ErrNoBlob, ErrJoining.
 func (u *Uploads) Stat(ctx context.Context, d oci.Digest, viewer syntax.DID) (Blob, error) {
 	ended := u.joins.of(d) // looked at first: one that ends after this has left a row
-	blob, err := u.verified(ctx, d)
+	blob, err := u.Verified(ctx, d)
 	if !errors.Is(err, ErrNoBlob) {
 		return blob, err
 	}
@@ -46,7 +46,7 @@ func (u *Uploads) Stat(ctx context.Context, d oci.Digest, viewer syntax.DID) (Bl
 		blob, err = scanBlob(u.db.Reader().QueryRowContext(ctx, selectBlob+`verified = 0 AND digest = ? AND uploader = ?`,
 			d.String(), viewer.String()))
 		if errors.Is(err, ErrNoBlob) { // it may have been verified in between
-			blob, err = u.verified(ctx, d)
+			blob, err = u.Verified(ctx, d)
 		}
 	}
 	if ended != nil && errors.Is(err, ErrNoBlob) {
@@ -70,8 +70,8 @@ func scanBlob(row interface{ Scan(...any) error }) (Blob, error) {
 	return b, err
 }
 
-// verified is the verified blob d, from the cache where it is there. Errors: ErrNoBlob.
-func (u *Uploads) verified(ctx context.Context, d oci.Digest) (Blob, error) {
+// Verified is the blob d that anybody may see, from the cache where it is there; it waits for nothing. Errors: ErrNoBlob.
+func (u *Uploads) Verified(ctx context.Context, d oci.Digest) (Blob, error) {
 	if b, ok := u.cache.Get(d); ok {
 		return b, nil
 	}

@@ -105,7 +105,7 @@ func (u *Uploads) seal(ctx context.Context, s *session, d oci.Digest) (Blob, boo
 	if !ok || s.mode != modeStream || s.placed != "" {
 		return Blob{}, false, nil
 	}
-	if _, err := u.verified(ctx, d); !errors.Is(err, ErrNoBlob) {
+	if _, err := u.Verified(ctx, d); !errors.Is(err, ErrNoBlob) {
 		return Blob{}, false, err
 	}
 	sealed, err := w.Seal(ctx)
@@ -276,7 +276,7 @@ func (u *Uploads) awaitJoined(ctx context.Context, d oci.Digest, ended <-chan st
 			return Blob{}, ctx.Err()
 		}
 		ended = u.joins.of(d)
-		if blob, err := u.verified(ctx, d); ended == nil || !errors.Is(err, ErrNoBlob) {
+		if blob, err := u.Verified(ctx, d); ended == nil || !errors.Is(err, ErrNoBlob) {
 			return blob, err
 		}
 	}

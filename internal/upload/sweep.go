@@ -214,7 +214,7 @@ func (u *Uploads) collectKey(ctx context.Context, key string) error {
 		if joins, err := u.isJoined(ctx, d); err != nil || joins {
 			return err
 		}
-		if b, err := u.verified(ctx, d); err == nil && (b.Key == key || key == blobstore.PointerKey(d) && b.Key != blobstore.BlobKey(d)) {
+		if b, err := u.Verified(ctx, d); err == nil && (b.Key == key || key == blobstore.PointerKey(d) && b.Key != blobstore.BlobKey(d)) {
 			return u.db.WriteRelaxed(ctx, func(tx *sql.Tx) error {
 				_, err := tx.ExecContext(ctx, `DELETE FROM blob_garbage WHERE key = ?`, key)
 				return err
