@@ -36,6 +36,8 @@ type Server struct {
 	Registry *prometheus.Registry
 	Logger   *slog.Logger
 	Grace    time.Duration
+	// Stopping, where not nil, is called when the end begins: what keeps requests in flight may end them.
+	Stopping func()
 	// Ready is called with the public address once connections are taken.
 	Ready func(address string)
 }
@@ -50,7 +52,11 @@ func (s Server) Serve(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", s.AddressSetting, err)
 		}
 	}
-	endpoints := []httpx.Endpoint{{Server: httpx.NewServer(s.Handler, s.Logger), Listener: public, QuickBelow: s.QuickBelow}}
+	server := httpx.NewServer(s.Handler, s.Logger)
+	if s.Stopping != nil {
+		server.RegisterOnShutdown(s.Stopping)
+	}
+	endpoints := []httpx.Endpoint{{Server: server, Listener: public, QuickBelow: s.QuickBelow}}
 	if s.DebugAddress != "" {
 		private, err := lc.Listen(ctx, "tcp", s.DebugAddress)
 		if err != nil {

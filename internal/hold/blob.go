@@ -124,7 +124,7 @@ func blobError(d oci.Digest, err error) error {
 
 // tellJoining is err, of which the answer says besides whether the blob is on its way.
 func tellJoining(w http.ResponseWriter, err error) error {
-	if errors.Is(err, upload.ErrJoining) {
+	if errors.Is(err, upload.ErrJoining) || errors.Is(err, upload.ErrClosed) {
 		w.Header().Set(atcr.JoiningHeader, "true")
 	}
 	return err

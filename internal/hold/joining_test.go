@@ -2,7 +2,10 @@ package hold
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
+	"log/slog"
+	"net"
 	"net/http"
 	"testing"
 	"time"
@@ -128,5 +131,61 @@ func TestOwnBlobWhileAnothersIsJoined(t *testing.T) {
 				t.Errorf("%q: %d %v", did, a.status, a.header)
 			}
 		}
+	}
+}
+
+// run serves the hold on l as its command does, until end or the test's.
+func (s *server) run(t *testing.T, l net.Listener) (end func()) {
+	t.Helper()
+	if err := s.config.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	ready, ended := make(chan *Hold, 1), make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, s.config, Options{Logger: slog.New(slog.DiscardHandler), Listener: l, Ready: func(h *Hold) { ready <- h }})
+	}()
+	select {
+	case s.Hold = <-ready:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		end()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return end
+}
+
+// Would catch a hold that is asked to stop and goes on for as long as somebody waits for a join.
+func TestStopWhileJoining(t *testing.T) {
+	t.Parallel()
+	before, join := joinsWhenTold(t)
+	defer join()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := filesystemConfig(t)
+	p := newPeople(t)
+	c.PublicURL, c.Owner, c.PLCURL, c.DebugAddr = "http://"+l.Addr().String(), owner.String(), p.url, ""
+	onS3(t, before, func(c *Config) { c.joinWait, c.Grace = time.Hour, 10*time.Second })(&c)
+	s := &server{people: p, config: c, client: http.DefaultClient}
+	end := s.run(t, l)
+	d := s.pushJoined(t, bytes.Repeat([]byte("x"), s3.PartBytes+1))
+	if a := s.addCrew(t, owner, reader, "blob:read"); a.status != http.StatusOK {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	go func() {
+		for p.asked("/"+reader.String()) == 0 { // then the hold has the request
+			time.Sleep(time.Millisecond)
+		}
+		end()
+	}()
+	a := s.send(t, http.MethodGet, s.blobPath(d), s.token(t, reader, getBlobNSID), nil)
+	if a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || a.header.Get(atcr.JoiningHeader) != "true" {
+		t.Errorf("%d %v %s", a.status, a.header, a.body)
 	}
 }

@@ -45,7 +45,7 @@ func Run(ctx context.Context, config Config, o Options) error {
 	return daemon.Server{
 		Private: private, QuickBelow: quick,
 		Handler: h.Handler(), Listener: o.Listener, Address: config.ServerAddr, AddressSetting: "HOLD_SERVER_ADDR",
-		DebugAddress: config.DebugAddr, DebugSetting: "HOLD_DEBUG_ADDR", Registry: registry, Logger: logger, Grace: config.Grace,
+		DebugAddress: config.DebugAddr, DebugSetting: "HOLD_DEBUG_ADDR", Registry: registry, Logger: logger, Grace: config.Grace, Stopping: h.uploads.StopWaiting,
 		Ready: func(address string) {
 			logger.Info("hold is ready", "did", h.did, "address", address, "url", config.PublicURL,
 				"public", config.Public, "allow_all_crew", config.AllowAllCrew)

@@ -35,7 +35,7 @@ func (b Blob) Joining() bool { return b.Verified && b.Key == "" }
 
 // Stat is the blob d as viewer may see it: the verified one, else viewer's own unverified one. viewer is
 // "" for nobody. Whether viewer may read at this hold at all was decided before. It waits for the storage where that is
-// at making an object of the blob. Errors: ErrNoBlob, ErrJoining.
+// at making an object of the blob. Errors: ErrNoBlob, ErrJoining, ErrClosed.
 func (u *Uploads) Stat(ctx context.Context, d oci.Digest, viewer syntax.DID) (Blob, error) {
 	ended := u.joins.of(d) // looked at first: one that ends after this has left a row
 	blob, err := u.Verified(ctx, d)

@@ -270,7 +270,7 @@ func (u *Uploads) awaitJoined(ctx context.Context, d oci.Digest, ended <-chan st
 		case <-ended:
 		case <-patience.C:
 			return Blob{}, ErrJoining
-		case <-u.background.Done():
+		case <-u.waiting.Done():
 			return Blob{}, ErrClosed
 		case <-ctx.Done():
 			return Blob{}, ctx.Err()

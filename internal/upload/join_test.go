@@ -143,6 +143,27 @@ func TestJoinAfterRestart(t *testing.T) {
 	}
 }
 
+// Would catch readers who keep a hold from stopping, since they wait for a join that only its end breaks off.
+func TestJoinWhileTheHoldStops(t *testing.T) {
+	t.Parallel()
+	r, m := sealing(t, func(c *Config) { c.JoinWait = time.Hour })
+	join := slowJoins(m)
+	d, err := r.whole(r.begin(alice), noise(100_000, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	early := r.look(t.Context(), d)
+	r.StopWaiting()
+	for _, reader := range []<-chan looked{early, r.look(t.Context(), d)} {
+		if got := <-reader; !errors.Is(got.err, ErrClosed) {
+			t.Errorf("%+v", got)
+		}
+	}
+	join()
+	r.joined()
+	r.content(d, bob)
+}
+
 // Would catch readers who wait for ever, and a blob that is said to be there although the storage lost its parts.
 func TestJoinFails(t *testing.T) {
 	t.Parallel()

@@ -196,6 +196,8 @@ type Uploads struct {
 	workers    sync.WaitGroup
 	background context.Context //nolint:containedctx // ends when the hold stops
 	stop       context.CancelFunc
+	waiting    context.Context //nolint:containedctx // ends when nobody is to wait for a join any more
+	endWaiting context.CancelFunc
 	wakeVerify chan struct{}
 	checkpoint int64
 	inline     int64
@@ -245,6 +247,7 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	u.metrics = newMetrics(cfg.Metrics, u.countOpen, u.joins.count)
 	background, stop := context.WithCancel(context.Background())
 	u.background, u.stop = background, stop
+	u.waiting, u.endWaiting = context.WithCancel(background)
 	u.mu.Lock()
 	sessions := u.sessionsLocked()
 	u.mu.Unlock()
@@ -263,6 +266,10 @@ func setDefault[T int | int64 | time.Duration](v *T, def T) {
 		*v = def
 	}
 }
+
+// StopWaiting has whoever waits for a join, or would, be answered with ErrClosed at once. It is for a hold that is about to
+// stop, which lets its requests in flight end before Close.
+func (u *Uploads) StopWaiting() { u.endWaiting() }
 
 // Close ends the background work, lets running calls keep what arrived (their bodies end with ErrClosed),
 // and gives the files back. Unfinished uploads can be resumed by the next Open. Errors: ctx's.
