@@ -272,14 +272,14 @@ type pointer struct {
 	Digest   oci.Digest `json:"digest"`
 	Key      string     `json:"key"`
 	Size     int64      `json:"size"`
-	Uploader syntax.DID `json:"uploader"`
+	Uploader string     `json:"uploader"` // a DID; "": nobody's
 }
 
 func (u *Uploads) point(ctx context.Context, b Blob) error {
 	if b.Key == blobstore.BlobKey(b.Digest) {
 		return nil
 	}
-	raw, err := json.Marshal(pointer{b.Digest, b.Key, b.Size, b.Owner})
+	raw, err := json.Marshal(pointer{b.Digest, b.Key, b.Size, b.Owner.String()})
 	if err != nil {
 		return err
 	}

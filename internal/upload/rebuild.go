@@ -168,7 +168,7 @@ func (u *Uploads) followPointer(ctx context.Context, key string, size int64) err
 		return err
 	}
 	return u.exec(ctx, `UPDATE blob_found SET digest = ?, uploader = ? WHERE key = ? AND size = ? AND digest = ''`,
-		p.Digest.String(), p.Uploader.String(), p.Key, p.Size)
+		p.Digest.String(), p.Uploader, p.Key, p.Size)
 }
 
 var errBadPointer = errors.New("the pointer is malformed")
@@ -200,7 +200,7 @@ func parsePointer(key string, raw []byte) (pointer, error) {
 		return pointer{}, errBadPointer
 	}
 	if p.Uploader != "" {
-		if _, err := syntax.ParseDID(p.Uploader.String()); err != nil {
+		if _, err := syntax.ParseDID(p.Uploader); err != nil {
 			return pointer{}, fmt.Errorf("%w: %w", errBadPointer, err)
 		}
 	}
