@@ -162,22 +162,21 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 	if there && s.owns(blob.Key) { // an earlier try was all but done, and Rebuild found it, or the database was silent on it
 		there = false
 	}
+	key := blob.Key
 	if !there {
+		if key, err = place(); err != nil {
+			return Blob{}, err
+		}
+	}
+	owner, err := u.ownerNow(ctx, s)
+	if err == nil && !there {
 		now := u.now()
-		blob = Blob{Digest: d, Size: s.offset, Verified: true, Owner: s.owner, CreatedAt: now, TouchedAt: now}
-		if blob.Key, err = place(); err != nil {
-			return Blob{}, err
-		}
-		if s.joins != "" { // they may have had their data deleted since
-			if blob.Owner, err = ownerNow(ctx, u.db.Reader(), s); err != nil {
-				u.suspend(s)
-				return Blob{}, err
-			}
-		}
-		if err := u.point(ctx, blob); err != nil {
-			u.suspend(s)
-			return Blob{}, err
-		}
+		blob = Blob{Digest: d, Size: s.offset, Key: key, Verified: true, Owner: owner, CreatedAt: now, TouchedAt: now}
+		err = u.point(ctx, blob)
+	}
+	if err != nil {
+		u.suspend(s)
+		return Blob{}, err
 	}
 	spare := leftover{}
 	if there {
@@ -186,24 +185,11 @@ func (u *Uploads) commit(ctx context.Context, s *session, d oci.Digest, place fu
 	if s.stagedKey != blob.Key {
 		spare.key = s.stagedKey
 	}
-	owner := s.owner
 	err = u.db.Write(ctx, func(tx *sql.Tx) error {
-		if s.joins != "" {
-			disowned, err := u.disowned(ctx, tx, s, d)
-			if err != nil {
-				return err
-			}
-			if disowned {
-				owner = ""
-				if !there {
-					blob.Owner = ""
-				}
-			}
-		}
 		if err := u.recordVerified(ctx, tx, blob, owner); err != nil {
 			return err
 		}
-		return u.endSession(ctx, tx, s, d, spare)
+		return u.endSession(ctx, tx, s, owner, d, spare)
 	})
 	if err != nil {
 		if err = u.completed(ctx, s, d, err); err != nil {
@@ -237,17 +223,12 @@ func (u *Uploads) completed(ctx context.Context, s *session, d oci.Digest, write
 	var digest string
 	err := u.db.Reader().QueryRowContext(ctx, `SELECT ended_at, digest FROM upload WHERE id = ?`, s.id).Scan(&ended, &digest)
 	switch {
-	case err != nil && s.joins != "": // it is tried again
-		return errors.Join(writeErr, err)
-	case err != nil:
-		u.abandon(s)
-		return errors.Join(writeErr, err)
-	case ended.Valid && digest == d.String():
+	case err == nil && ended.Valid && digest == d.String():
 		return nil
-	case ended.Valid && s.joins != "":
-		return errors.Join(writeErr, ErrUnknown)
+	case err != nil && s.joins == "": // else it is tried again
+		u.abandon(s)
 	}
-	return writeErr
+	return errors.Join(writeErr, err)
 }
 
 // standing is the verified blob d, where its object is there as well. One without is replaced.
@@ -295,16 +276,16 @@ type leftover struct {
 	key   string // an object to delete
 }
 
-// endSession marks the session's row completed. Its bytes belong to the blob now, but for spare, which has
-// yet to be freed.
-func (u *Uploads) endSession(ctx context.Context, tx *sql.Tx, s *session, d oci.Digest, spare leftover) error {
+// endSession marks the session's row completed, where it is owner's still. Its bytes belong to the blob now, but for spare,
+// which has yet to be freed.
+func (u *Uploads) endSession(ctx context.Context, tx *sql.Tx, s *session, owner syntax.DID, d oci.Digest, spare leftover) error {
 	done, err := tx.ExecContext(ctx, `UPDATE upload SET ended_at = ?, digest = ?, hash_state = NULL, store_state = ?,
-		staged_key = ? WHERE id = ? AND ended_at IS NULL`, u.now().UnixMilli(), d.String(), spare.state, spare.key, s.id)
+		staged_key = ? WHERE id = ? AND owner = ? AND ended_at IS NULL`, u.now().UnixMilli(), d.String(), spare.state, spare.key, s.id, owner.String())
 	if err != nil {
 		return err
 	}
 	if n, err := done.RowsAffected(); err != nil || n != 1 {
-		return fmt.Errorf("upload %s has no row to complete: %w", s.id, err)
+		return errors.Join(fmt.Errorf("upload %s has no row of %q to complete", s.id, owner), err)
 	}
 	_, err = tx.ExecContext(ctx, `DELETE FROM upload_part WHERE upload = ?`, s.id)
 	return err

@@ -98,19 +98,21 @@ func (u *Uploads) uncache(d oci.Digest) {
 	u.cache.Remove(d)
 }
 
-// recordVerified writes the row of a verified blob, and that uploader brought it.
+// recordVerified writes the row of a verified blob, and that uploader brought it, "" for nobody.
 func (u *Uploads) recordVerified(ctx context.Context, tx *sql.Tx, b Blob, uploader syntax.DID) error {
 	now := u.now().UnixMilli()
 	_, err := tx.ExecContext(ctx, `INSERT INTO blob (digest, verified, uploader, size, key, created_at, touched_at, verified_at)
 		VALUES (?,1,?,?,?,?,?,?)
 		ON CONFLICT (digest) WHERE verified = 1 DO UPDATE SET size = excluded.size, key = excluded.key, touched_at = excluded.touched_at`,
 		b.Digest.String(), b.Owner.String(), b.Size, b.Key, b.CreatedAt.UnixMilli(), now, now)
-	if err != nil || uploader == "" {
-		return err
-	}
-	named, err := u.named(ctx, tx, uploader, b.Digest)
 	if err != nil {
 		return err
+	}
+	named := 1 // nobody's, and not unknown: it is kept until somebody says otherwise
+	if uploader != "" {
+		if named, err = u.named(ctx, tx, uploader, b.Digest); err != nil {
+			return err
+		}
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO blob_uploader (digest, uploader, created_at, named) VALUES (?,?,?,?)
 		ON CONFLICT (digest, uploader) DO UPDATE SET created_at = excluded.created_at, named = excluded.named`,

@@ -231,20 +231,14 @@ func (u *Uploads) lose(s *session, d oci.Digest) error {
 	return nil
 }
 
-// disowned tells whether the data of who uploaded s was deleted since, and notes then that the blob d is nobody's.
-func (u *Uploads) disowned(ctx context.Context, tx *sql.Tx, s *session, d oci.Digest) (bool, error) {
-	owner, err := ownerNow(ctx, tx, s)
-	if err != nil || owner != "" {
-		return false, err
+// ownerNow is who uploaded s, "" where they had their data deleted since it was acknowledged: neither index nor pointer is to
+// name them then. Where they do so a moment later, endSession refuses, and join asks again. Errors: ErrUnknown where s was ended
+// for lost.
+func (u *Uploads) ownerNow(ctx context.Context, s *session) (owner syntax.DID, err error) {
+	if s.joins == "" {
+		return s.owner, nil
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO blob_uploader (digest, uploader, created_at, named) VALUES (?,'',?,1) ON CONFLICT DO NOTHING`,
-		d.String(), u.now().UnixMilli())
-	return true, err
-}
-
-// ownerNow is who uploaded s, "" where they had their data deleted since. Errors: ErrUnknown where s was ended for lost.
-func ownerNow(ctx context.Context, q Queryer, s *session) (owner syntax.DID, err error) {
-	err = q.QueryRowContext(ctx, `SELECT owner FROM upload WHERE id = ?`, s.id).Scan(&owner)
+	err = u.db.Reader().QueryRowContext(ctx, `SELECT owner FROM upload WHERE id = ? AND (ended_at IS NULL OR digest <> '')`, s.id).Scan(&owner)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = ErrUnknown
 	}

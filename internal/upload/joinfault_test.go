@@ -333,6 +333,14 @@ func TestJoinOfTheDisowned(t *testing.T) {
 		}
 		r.nobodys(d)
 	}
+	for _, at := range []string{"after commit", "after put", "before db write"} { // late
+		r, m := sealing(t, nil)
+		disown := onceMade(m, at, func() error { return r.Disown(t.Context(), alice) })
+		made := *m.fault.fn.Load()
+		m.fault.set(func(step string) error { return errors.Join(made(step), disown(step)) })
+		r.db.fault.set(disown)
+		r.nobodys(r.stream(noise(100_000, 1)))
+	}
 }
 
 // nobodys is for the blob d once it is joined: neither the index nor the storage says whose it was.

@@ -194,7 +194,7 @@ func (u *Uploads) recordUnverified(ctx context.Context, s *session, b Blob) (row
 		if row, err = done.LastInsertId(); err != nil {
 			return err
 		}
-		return u.endSession(ctx, tx, s, b.Digest, leftover{})
+		return u.endSession(ctx, tx, s, s.owner, b.Digest, leftover{})
 	})
 	return row, err
 }
