@@ -185,8 +185,8 @@ func (u *Uploads) join(s *session, d oci.Digest) bool {
 		if !errors.Is(err, errPartsMissing) {
 			missing = time.Time{}
 		} else if missing.IsZero() {
-			missing = time.Now()
-		} else if time.Since(missing) > u.cfg.joinLostAfter {
+			missing = u.now()
+		} else if u.now().Sub(missing) > joinLostAfter {
 			lostErr := u.lose(s, d)
 			if lostErr == nil {
 				return true

@@ -169,16 +169,17 @@ func TestJoinFails(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
 	m.seals, m.keepKeys = true, true
+	r := newRig(t, m, func(c *Config) { c.JoinWait = 10 * time.Millisecond })
 	fail := func(err error) {
 		m.fault.set(func(step string) error {
 			if step == "before commit" {
+				r.clock.move(joinLostAfter)
 				return err
 			}
 			return nil
 		})
 	}
 	fail(errFault)
-	r := newRig(t, m, func(c *Config) { c.JoinWait, c.joinLostAfter = 10*time.Millisecond, 50*time.Millisecond })
 	data := noise(100_000, 1)
 	d := oci.FromBytes(data)
 	s := r.begin(alice)
@@ -212,6 +213,24 @@ func TestJoinFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.content(d, bob)
+}
+
+// Would catch a blob that is taken for lost because the storage said so twice, long after each other, and could not be asked in
+// between.
+func TestJoinFailsNowAndThen(t *testing.T) {
+	t.Parallel()
+	r, m := sealing(t, nil)
+	faults := []error{blobstore.ErrNotFound, errFault, blobstore.ErrNotFound, errFault, blobstore.ErrNotFound}
+	m.fault.set(func(step string) error {
+		if step != "before commit" || len(faults) == 0 {
+			return nil
+		}
+		err := faults[0]
+		faults = faults[1:]
+		r.clock.move(joinLostAfter)
+		return err
+	})
+	r.content(r.stream(noise(100_000, 1)), bob)
 }
 
 // Would catch two uploads of one blob at once of which the one that fails hides the other, or whose second object stays.

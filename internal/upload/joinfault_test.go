@@ -104,14 +104,24 @@ func TestJoinFindsItsOwnObject(t *testing.T) {
 	t.Run("the database is silent on whether the row was written", func(t *testing.T) {
 		t.Parallel()
 		r, b, m := blindRig(t)
+		var open atomic.Int64
 		b.fault.set(onceMade(m, "after db write", func() error {
 			b.blind.Store(true)
-			time.AfterFunc(5*time.Millisecond, func() { b.blind.Store(false) })
+			m.fault.set(func(step string) error {
+				if step == "before resume" { // once more
+					open.Store(int64(r.countOpen()))
+					b.blind.Store(false)
+				}
+				return nil
+			})
 			return errFault
 		}))
 		d := r.stream(noise(100_000, 1))
 		r.joined()
 		r.content(d, bob)
+		if n := open.Load(); n != 1 {
+			t.Errorf("%d uploads were open meanwhile", n)
+		}
 	})
 	t.Run("the index was rebuilt before the row was written", func(t *testing.T) {
 		t.Parallel()
@@ -183,12 +193,13 @@ func TestJoinThatTheDatabaseDoubts(t *testing.T) {
 // that was found.
 func TestJoinLost(t *testing.T) {
 	t.Parallel()
-	r, m := sealing(t, func(c *Config) { c.joinLostAfter = time.Millisecond })
+	r, m := sealing(t, nil)
 	tried := make(chan struct{}, 1000)
 	var down atomic.Bool
 	down.Store(true)
 	m.fault.set(func(step string) error {
 		if step == "before commit" {
+			r.clock.move(joinLostAfter)
 			return blobstore.ErrNotFound
 		}
 		return nil
@@ -225,10 +236,11 @@ func TestJoinLost(t *testing.T) {
 // parts again.
 func TestJoinLostInDoubt(t *testing.T) {
 	t.Parallel()
-	r, m := sealing(t, func(c *Config) { c.joinLostAfter = time.Millisecond })
+	r, m := sealing(t, nil)
 	var back atomic.Bool
 	m.fault.set(func(step string) error {
 		if step == "before commit" && !back.Load() {
+			r.clock.move(joinLostAfter)
 			return blobstore.ErrNotFound
 		}
 		return nil

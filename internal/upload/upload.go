@@ -158,8 +158,7 @@ type Config struct {
 	// JoinWait (20 s) is how long who asks for a blob waits for the storage to make an object of it.
 	JoinWait time.Duration
 
-	joinPause     time.Duration // between two tries to have it joined, at first
-	joinLostAfter time.Duration
+	joinPause time.Duration // between two tries to have it joined, at first
 }
 
 // database is what of *sqldb.DB is used; tests put faults in front of it.
@@ -219,7 +218,6 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	setDefault(&cfg.SweepEvery, time.Minute)
 	setDefault(&cfg.JoinWait, joinWait)
 	setDefault(&cfg.joinPause, joinPause)
-	setDefault(&cfg.joinLostAfter, joinLostAfter)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
