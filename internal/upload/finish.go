@@ -92,13 +92,10 @@ func (u *Uploads) finishedBefore(ctx context.Context, column string, value any, 
 	if owner != "" && owner != e.owner || e.digest != d {
 		return Blob{}, "", ErrUnknown
 	}
-	if e.joining && u.joins.of(d) != nil {
+	if e.joining {
 		return Blob{Digest: d, Size: e.size, Verified: true, Owner: e.owner}, e.location, nil
 	}
 	blob, err := u.Stat(ctx, d, e.owner)
-	if errors.Is(err, ErrNoBlob) && e.joining { // lost a moment ago
-		return Blob{}, "", ErrUnknown
-	}
 	if errors.Is(err, ErrNoBlob) { // it was read back since, and was something else
 		return Blob{}, "", ErrDigestMismatch
 	}

@@ -30,9 +30,6 @@ func (u *Uploads) expired(s *session) bool {
 	now := u.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.joins != "" {
-		return false
-	}
 	if now.Sub(s.created) > OpenFor {
 		return true
 	}
@@ -110,7 +107,7 @@ func (u *Uploads) clearEnded(ctx context.Context) error {
 
 // endForgotten gives up old rows that no session stands for: the database failed when theirs ended.
 func (u *Uploads) endForgotten(ctx context.Context) error {
-	rows, err := u.db.Reader().QueryContext(ctx, `SELECT id FROM upload WHERE ended_at IS NULL AND joins = '' AND created_at < ?`,
+	rows, err := u.db.Reader().QueryContext(ctx, `SELECT id FROM upload WHERE ended_at IS NULL AND created_at < ?`,
 		u.now().Add(-OpenFor).UnixMilli())
 	if err != nil {
 		return err
