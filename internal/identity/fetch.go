@@ -101,11 +101,17 @@ func (r *Resolver) findHandle(ctx context.Context, handle syntax.Handle) (syntax
 	if !handle.AllowedTLD() {
 		return "", fmt.Errorf("%w: handle %s has a top-level domain that no handle has", ErrNotFound, handle)
 	}
+	if r.silent() {
+		return "", &unavailable{errSilent}
+	}
 	dns, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
 	did, outage := r.askDNS(dns, handle)
 	if outage == nil || errors.Is(outage, ErrInvalid) {
 		return did, outage
+	}
+	if timedOut(outage) && !r.listen(ctx) { // its own host has no address then
+		return "", &unavailable{errSilent}
 	}
 	body, err := get(ctx, r.guarded, "https://"+handle.String()+"/.well-known/atproto-did", 4096)
 	if err != nil && errors.Is(outage, ErrUnavailable) { // "not there" is believed only where DNS has answered

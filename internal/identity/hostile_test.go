@@ -62,6 +62,10 @@ func (brokenDNS) LookupTXT(context.Context, string) ([]string, error) {
 	return nil, &net.DNSError{Err: "server misbehaving", IsTemporary: true}
 }
 
+func (brokenDNS) LookupNS(context.Context, string) ([]*net.NS, error) {
+	return nil, &net.DNSError{Err: "server misbehaving", IsTemporary: true}
+}
+
 // Would catch an outage of DNS that makes a known handle unknown.
 func TestHandleDuringOutage(t *testing.T) {
 	t.Parallel()

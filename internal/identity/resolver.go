@@ -56,9 +56,8 @@ type Resolver struct {
 	config  Config
 	guarded *http.Client // to addresses that others chose
 	trusted *http.Client // to those of the operator
-	dns     interface {
-		LookupTXT(ctx context.Context, name string) ([]string, error)
-	}
+	dns     resolver
+	silence atomic.Int64 // until when DNS is not asked, in nanoseconds
 	flight  singleflight.Group
 	slots   chan struct{}
 	own     chan struct{} // the same, to the directory
@@ -277,7 +276,7 @@ func lookup[K ~string, V any](ctx context.Context, r *Resolver, cache interface 
 		if i, is := any(value).(*Identity); is && i != nil && i.large {
 			return value, err
 		}
-		if !errors.Is(err, errBusy) { // that says nothing of the name
+		if !errors.Is(err, errBusy) && !errors.Is(err, errSilent) { // they say nothing of the name
 			cache.Add(name, entry[V]{value: value, err: err, at: now, asked: asked})
 		}
 		return value, err

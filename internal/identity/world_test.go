@@ -93,6 +93,11 @@ func (n names) LookupTXT(_ context.Context, name string) ([]string, error) {
 	return nil, &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
 }
 
+func (n names) LookupNS(ctx context.Context, name string) ([]*net.NS, error) {
+	_, err := n.LookupTXT(ctx, name)
+	return nil, err
+}
+
 func newResolver(c Config) (*Resolver, *clock) {
 	time := &clock{now: time.Unix(1_760_000_000, 0)}
 	c.Now, c.Logger = time.Now, slog.New(slog.NewTextHandler(io.Discard, nil))
