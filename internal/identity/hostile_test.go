@@ -256,6 +256,37 @@ func TestNewHandle(t *testing.T) {
 	}
 }
 
+// Would catch a person who is told that a handle is not theirs, although their document was not looked at since they took it.
+func TestNewHandleWhileNothingIsRefreshed(t *testing.T) {
+	t.Parallel()
+	plc := newServer(t, say(document(t, alice, "old.test.com", k256(t), "Multikey")))
+	r, clock := newResolver(Config{PLCURL: plc.URL})
+	r.dns = names{"_atproto.new.test.com": {"did=" + alice.String()}}
+	if _, err := r.LookupDID(t.Context(), alice); err != nil {
+		t.Fatal(err)
+	}
+	name := syntax.Handle("new.test.com").AtIdentifier()
+	clock.add(refreshEvery + time.Second)
+	for i := range maxRefreshes {
+		r.mayRefresh(syntax.DID(fmt.Sprintf("did:plc:n%d", i)))
+	}
+	if _, err := r.Lookup(t.Context(), name); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrHandleMismatch) {
+		t.Errorf("too many were asked for: %v", err)
+	}
+	clock.add(refreshEvery + time.Second)
+	plc.set(status(503))
+	if _, err := r.Lookup(t.Context(), name); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrHandleMismatch) {
+		t.Errorf("the directory is down: %v", err)
+	}
+	plc.set(say(document(t, alice, "old.test.com", k256(t), "Multikey")))
+	clock.add(refreshEvery + time.Second)
+	for range 2 { // the second is told what was seen a moment ago
+		if _, err := r.Lookup(t.Context(), name); !errors.Is(err, ErrHandleMismatch) || errors.Is(err, ErrUnavailable) {
+			t.Errorf("it is another's: %v", err)
+		}
+	}
+}
+
 // Would catch a directory that refuses us (403) and so takes away what is known of everybody.
 func TestDirectoryRefuses(t *testing.T) {
 	t.Parallel()

@@ -154,7 +154,7 @@ func (r *Resolver) Lookup(ctx context.Context, name syntax.AtIdentifier) (*Ident
 		return nil, err
 	}
 	i, err := r.claimed(ctx, did, handle)
-	if old, ok := r.handles.Get(handle); ok && errors.Is(err, ErrHandleMismatch) && r.config.Now().Sub(old.at) >= failureFor {
+	if old, ok := r.handles.Get(handle); ok && (errors.Is(err, ErrHandleMismatch) || errors.Is(err, errUnseen)) && r.config.Now().Sub(old.at) >= failureFor {
 		// It may have gone to somebody else since.
 		if now, err := lookup(ctx, r, r.handles, handle, r.fetchHandle, true); err == nil && now != did {
 			return r.claimed(ctx, now, handle)
@@ -163,21 +163,33 @@ func (r *Resolver) Lookup(ctx context.Context, name syntax.AtIdentifier) (*Ident
 	return i, err
 }
 
-// claimed is the identity that a handle leads to, if it says so itself.
+// errUnseen is a handle that a document does not claim which may be older than it.
+var errUnseen = errors.New("whether its DID claims the handle cannot be seen")
+
+// claimed is the identity that a handle leads to, if it says so itself. Errors: errUnseen, as Lookup.
 func (r *Resolver) claimed(ctx context.Context, did syntax.DID, handle syntax.Handle) (*Identity, error) {
 	i, err := r.LookupDID(ctx, did)
 	if err != nil {
 		return nil, err
 	}
-	if i.Handle != handle { // the handle may be newer than what is remembered
-		if now, err := r.Refresh(ctx, did); err == nil {
+	if i.Handle != handle { // it may be newer than what is remembered
+		now, err := r.Refresh(ctx, did)
+		if err == nil {
 			i = now
+		} else if !r.justSeen(did, i) {
+			return nil, fmt.Errorf("%w: %s leads to %s: %w", errUnseen, handle, did, err)
 		}
 	}
 	if i.Handle != handle {
 		return nil, fmt.Errorf("%w: %s leads to %s", ErrHandleMismatch, handle, did)
 	}
 	return i, nil
+}
+
+// justSeen tells whether i, which a look-up of did answered, is as new as a Refresh would be.
+func (r *Resolver) justSeen(did syntax.DID, i *Identity) bool {
+	known, ok := r.dids.Get(did)
+	return i.large || ok && known.value == i && r.config.Now().Sub(known.at) < refreshEvery
 }
 
 // Refresh asks for a DID document again, whatever is cached; at most so often for each DID and in all.
