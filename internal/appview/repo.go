@@ -87,21 +87,18 @@ func listRecords[T any](ctx context.Context, c collections, of owner, collection
 	}
 	query := url.Values{"repo": {of.DID.String()}, "collection": {collection}, "limit": {strconv.Itoa(listPageRecords)}}
 	room := listBytes
-	err = xrpc.Pages(ctx, c.upstream, xrpc.UpstreamCall{Base: of.PDS, NSID: nsid, Query: query, Limit: listPageBytes}, listPages, func(p page) (string, error) {
+	err = xrpc.Pages(ctx, c.upstream, xrpc.UpstreamCall{Base: of.PDS, NSID: nsid, Query: query, Limit: listPageBytes}, listPages, func(p page) (int, string, error) {
 		for _, r := range p.Records {
 			room -= len(r.Value)
 			f := found[T]{Rkey: r.URI[strings.LastIndexByte(r.URI, '/')+1:], CID: r.CID}
 			if json.Unmarshal(r.Value, &f.Value) == nil && !visit(f) {
-				return "", nil
+				return 0, "", nil
 			}
 		}
-		if len(p.Records) == 0 {
-			return "", nil
-		}
 		if p.Cursor != "" && room < 0 {
-			return "", &xrpc.UpstreamError{Host: xrpc.HostOf(of.PDS), NSID: nsid, Status: http.StatusOK, Invalid: true, Err: fmt.Errorf("%s has more than can be listed", collection)}
+			return 0, "", &xrpc.UpstreamError{Host: xrpc.HostOf(of.PDS), NSID: nsid, Status: http.StatusOK, Invalid: true, Err: fmt.Errorf("%s has more than can be listed", collection)}
 		}
-		return p.Cursor, nil
+		return len(p.Records), p.Cursor, nil
 	})
 	if missing(err) {
 		return nil

@@ -166,14 +166,11 @@ func (c *remoteCrew) entries(ctx context.Context) (out []crewEntry, err error) {
 		}
 	}
 	query := url.Values{"repo": {c.did.String()}, "collection": {atcr.HoldCrewNSID}, "limit": {"100"}}
-	err = xrpc.Pages(ctx, c.upstream, xrpc.UpstreamCall{Base: c.hold, NSID: "com.atproto.repo.listRecords", Query: query}, crewPages, func(p page) (string, error) {
+	err = xrpc.Pages(ctx, c.upstream, xrpc.UpstreamCall{Base: c.hold, NSID: "com.atproto.repo.listRecords", Query: query}, crewPages, func(p page) (int, string, error) {
 		for _, r := range p.Records {
 			out = append(out, crewEntry{r.URI.RecordKey().String(), r.Value})
 		}
-		if len(p.Records) == 0 {
-			return "", nil
-		}
-		return p.Cursor, nil
+		return len(p.Records), p.Cursor, nil
 	})
 	return out, err
 }

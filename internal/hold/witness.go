@@ -120,17 +120,14 @@ func (w *witness) fill(ctx context.Context, did syntax.DID, into *inventory) err
 	query := url.Values{"repo": {did.String()}, "collection": {atcr.ManifestNSID}, "limit": {strconv.Itoa(witnessPage)}}
 	call := xrpc.UpstreamCall{Base: into.pds, NSID: "com.atproto.repo.listRecords", Query: query, Limit: 16 << 20}
 	var noted error
-	err = xrpc.Pages(ctx, w.upstream, call, witnessPages, func(p page) (string, error) {
+	err = xrpc.Pages(ctx, w.upstream, call, witnessPages, func(p page) (int, string, error) {
 		for _, r := range p.Records {
 			into.keys = append(into.keys, r.URI.RecordKey().String())
 			if noted = w.note(ctx, did, into, &r.Value); noted != nil {
-				return "", noted
+				return 0, "", noted
 			}
 		}
-		if len(p.Records) == 0 {
-			return "", nil
-		}
-		return p.Cursor, nil
+		return len(p.Records), p.Cursor, nil
 	})
 	if noted == nil && xrpc.IsUpstream(err, "RepoNotFound") {
 		return nil // the account was deleted

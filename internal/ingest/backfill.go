@@ -233,20 +233,17 @@ func (i *Ingester) eachKey(ctx context.Context, base string, did syntax.DID, col
 		} `json:"records"`
 	}
 	query := url.Values{"repo": {did.String()}, "collection": {collection}, "limit": {strconv.Itoa(recordPageSize)}}
-	return xrpc.Pages(ctx, i.upstream, upstreamCall(base, "com.atproto.repo.listRecords", query), recordPages, func(p page) (string, error) {
+	return xrpc.Pages(ctx, i.upstream, upstreamCall(base, "com.atproto.repo.listRecords", query), recordPages, func(p page) (int, string, error) {
 		for _, r := range p.Records {
 			rkey := r.URI[strings.LastIndexByte(r.URI, '/')+1:]
 			if _, err := syntax.ParseRecordKey(rkey); err != nil {
 				continue
 			}
 			if err := visit(rkey); err != nil {
-				return "", err
+				return 0, "", err
 			}
 		}
-		if len(p.Records) == 0 {
-			return "", nil
-		}
-		return p.Cursor, nil
+		return len(p.Records), p.Cursor, nil
 	})
 }
 

@@ -426,20 +426,17 @@ func (i *Ingester) listDIDs(ctx context.Context, base, nsid string, query url.Va
 	}
 	q := url.Values{"limit": {strconv.Itoa(listPageSize)}}
 	maps.Copy(q, query)
-	return xrpc.Pages(ctx, i.trusted, upstreamCall(base, nsid, q), listPagesMost, func(p page) (string, error) {
+	return xrpc.Pages(ctx, i.trusted, upstreamCall(base, nsid, q), listPagesMost, func(p page) (int, string, error) {
 		for _, r := range p.Repos {
 			did, err := syntax.ParseDID(r.DID)
 			if err != nil {
 				continue
 			}
 			if err := visit(did); err != nil {
-				return "", err
+				return 0, "", err
 			}
 		}
-		if len(p.Repos) == 0 {
-			return "", nil
-		}
-		return p.Cursor, nil
+		return len(p.Repos), p.Cursor, nil
 	})
 }
 

@@ -11,12 +11,13 @@ import (
 
 var errNoEnd = errors.New("the list does not end")
 
-// Pages reads a list that a method gives in pages: each answer, decoded into a new P, goes to visit, which returns the
-// cursor of the next one, "" where there is none or no more is wanted.
+// Pages reads a list that a method gives in pages: each answer, decoded into a new P, goes to visit, which returns how many
+// items it had and the cursor of the next one. The list ends where there are none, whatever the cursor, or no cursor; visit
+// returns "" where no more is wanted.
 //
 // A server that gives a cursor again, or more than most pages, has not given the whole list, whatever was visited.
 // Errors: *UpstreamError, Invalid for such a list; visit's.
-func Pages[P any](ctx context.Context, u Upstream, c UpstreamCall, most int, visit func(P) (next string, err error)) error {
+func Pages[P any](ctx context.Context, u Upstream, c UpstreamCall, most int, visit func(P) (items int, next string, err error)) error {
 	c.Query = maps.Clone(c.Query)
 	if c.Query == nil {
 		c.Query = url.Values{}
@@ -27,8 +28,8 @@ func Pages[P any](ctx context.Context, u Upstream, c UpstreamCall, most int, vis
 		if err := u.JSON(ctx, c, &page); err != nil {
 			return err
 		}
-		next, err := visit(page)
-		if err != nil || next == "" {
+		items, next, err := visit(page)
+		if err != nil || items == 0 || next == "" {
 			return err
 		}
 		hash := maphash.String(seed, next)
