@@ -17,7 +17,7 @@ TREES := $(wildcard cmd internal api lexicons test)
 UNIT = $$($(GO) list ./... | grep -v '^atcr.io/test/')
 E2E := ./test/e2e/...
 # SQLite is C translated to Go, whose memory is outside of what the race detector watches: instrumented it finds
-# nothing, and takes several times as long. Its driver and all else that calls it stay instrumented. As in test/e2e.
+# nothing, and takes several times as long. Its driver and all else that calls it stay instrumented.
 RACE := -race $(foreach p,sqlite/lib libc/... memory,-gcflags=modernc.org/$(p)=-race=false)
 
 .PHONY: help
@@ -38,6 +38,10 @@ test: components ## all tests, with real clients and servers: installs those fir
 	CGO_ENABLED=1 $(GO) test $(RACE) -timeout 40m -count 1 $(E2E)
 	$(GO) run ./test/fuzz -time 10s
 	cd test/oracle && $(GO) vet ./... && CGO_ENABLED=1 $(GO) test -timeout 10m -count 1 ./... # not -race: the relay has races of its own
+
+.PHONY: race
+race: # for test/e2e, which builds the daemons so
+	@echo $(RACE)
 
 .PHONY: test-clients
 test-clients: ## ten container clients, unmodified; ARGS=-write writes docs/clients.md from the run
