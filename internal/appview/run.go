@@ -33,8 +33,9 @@ func Run(ctx context.Context, config Config, o Options) error {
 			logger.Error("close", "error", err)
 		}
 	}()
+	quick := []string{"/v2/", "/auth/token"} // a proxy sends both on one connection
 	return daemon.Server{
-		Handler: a.Handler(), Listener: o.Listener, Address: config.HTTPAddr, AddressSetting: "ATCR_HTTP_ADDR", QuickBelow: "/v2/",
+		Handler: a.Handler(), Listener: o.Listener, Address: config.HTTPAddr, AddressSetting: "ATCR_HTTP_ADDR", QuickBelow: quick,
 		DebugAddress: config.DebugAddr, DebugSetting: "ATCR_DEBUG_ADDR", Registry: registry, Logger: logger, Grace: config.Grace,
 		Ready: func(address string) {
 			logger.Info("AppView is ready", "address", address, "url", config.BaseURL,

@@ -27,7 +27,7 @@ type Server struct {
 	Handler  http.Handler
 	Listener net.Listener // nil: Address
 	// QuickBelow is httpx.Endpoint's.
-	QuickBelow string
+	QuickBelow []string
 	// Address is what AddressSetting says; DebugAddress (metrics, profiles; "" for none) what DebugSetting says.
 	Address, AddressSetting    string
 	DebugAddress, DebugSetting string

@@ -38,9 +38,9 @@ func Run(ctx context.Context, config Config, o Options) error {
 	if l := h.listenAdmin(ctx); l != nil {
 		private = append(private, httpx.Endpoint{Server: httpx.NewServer(h.adminHandler(), logger), Listener: l})
 	}
-	quick := ""
+	var quick []string
 	if h.presigns { // what the hold sends itself is net/http's, which has the kernel copy it
-		quick = "/xrpc/" + getBlobNSID + "?"
+		quick = []string{"/xrpc/" + getBlobNSID + "?"}
 	}
 	return daemon.Server{
 		Private: private, QuickBelow: quick,

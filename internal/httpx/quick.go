@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,7 @@ const (
 type quick struct {
 	server  *http.Server
 	handler http.Handler
-	below   string // the path that requests begin with
+	below   []string // what the paths of requests begin with
 	address net.Addr
 
 	back     chan net.Conn
@@ -46,7 +47,7 @@ type quick struct {
 }
 
 // newQuick puts itself before the handler of server, for paths that begin with below.
-func newQuick(server *http.Server, below string, address net.Addr) *quick {
+func newQuick(server *http.Server, below []string, address net.Addr) *quick {
 	q := &quick{
 		server: server, handler: server.Handler, below: below, address: address,
 		back: make(chan net.Conn), stopping: make(chan struct{}), conns: map[*quickConn]struct{}{}, empty: make(chan struct{}),
@@ -200,7 +201,7 @@ func (q *quick) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // isPlain tells whether a request that net/http read is such as parse takes.
 func (q *quick) isPlain(r *http.Request) bool {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Proto != "HTTP/1.1" || r.Close || r.Body != http.NoBody || !strings.HasPrefix(r.RequestURI, q.below) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Proto != "HTTP/1.1" || r.Close || r.Body != http.NoBody || !beginsWithAny(r.RequestURI, q.below) {
 		return false
 	}
 	for name := range r.Header {
@@ -376,11 +377,11 @@ func init() {
 	plainHeaders["X-Real-IP"], plainHeaders["X-Request-ID"] = true, true // as proxies write them
 }
 
-// plainTarget is what a request line asks for; not ok where it is none of a GET or HEAD of a path that begins with below,
+// plainTarget is what a request line asks for; not ok where it is none of a GET or HEAD of a path that begins as below says,
 // or has a form that not every reader of HTTP/1.1 reads alike.
 //
 // Source: RFC 9112, sections 2.2 and 3.
-func plainTarget(line []byte, below string) (method, target string, ok bool) {
+func plainTarget(line []byte, below []string) (method, target string, ok bool) {
 	method = http.MethodGet
 	rest, isGet := bytes.CutPrefix(line, []byte("GET "))
 	if !isGet {
@@ -388,10 +389,15 @@ func plainTarget(line []byte, below string) (method, target string, ok bool) {
 		rest, ok = bytes.CutPrefix(line, []byte("HEAD "))
 	}
 	rest, isHTTP11 := bytes.CutSuffix(rest, []byte(" HTTP/1.1"))
-	if !isGet && !ok || !isHTTP11 || !bytes.HasPrefix(rest, []byte(below)) || !printable(rest, '!') {
+	target = string(rest)
+	if !isGet && !ok || !isHTTP11 || !beginsWithAny(target, below) || !printable(rest, '!') {
 		return "", "", false
 	}
-	return method, string(rest), true
+	return method, target, true
+}
+
+func beginsWithAny(s string, prefixes []string) bool {
+	return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(s, prefix) })
 }
 
 // arePlain tells whether rest is the headers of one request, all of them and nothing more, in a form that every reader

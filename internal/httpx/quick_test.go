@@ -106,12 +106,12 @@ func answers(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveAnswers is the address of a server of answers. quick tells how it answers below /v2/.
+// serveAnswers is the address of a server of answers. quick tells how it answers below /v2/ and /auth/token.
 func serveAnswers(tb testing.TB, quick bool, handler http.Handler) string {
 	tb.Helper()
-	below := ""
+	var below []string
 	if quick {
-		below = "/v2/"
+		below = []string{"/v2/", "/auth/token"}
 	}
 	address, stop, done := startServing(tb, handler, below, 10*time.Second)
 	tb.Cleanup(func() {
@@ -123,8 +123,8 @@ func serveAnswers(tb testing.TB, quick bool, handler http.Handler) string {
 	return address
 }
 
-// startServing is a server that answers quickly below a path, until stop; requests in flight then have grace.
-func startServing(tb testing.TB, handler http.Handler, below string, grace time.Duration) (address string, stop context.CancelFunc, done <-chan error) {
+// startServing is a server that answers quickly below some paths, until stop; requests in flight then have grace.
+func startServing(tb testing.TB, handler http.Handler, below []string, grace time.Duration) (address string, stop context.CancelFunc, done <-chan error) {
 	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -343,7 +343,7 @@ func TestQuickStops(t *testing.T) {
 		}
 		answers(w, r)
 	})
-	address, stop, done := startServing(t, handler, "/v2/", time.Hour)
+	address, stop, done := startServing(t, handler, []string{"/v2/"}, time.Hour)
 	idle, busy, begun := warmed(t, address), warmed(t, address), warmed(t, address)
 	for path, conn := range map[string]net.Conn{"/v2/slow": busy, "/v2/begun": begun} {
 		if _, err := io.WriteString(conn, plainGET(path)); err != nil {
@@ -390,7 +390,7 @@ func TestQuickStopsInTime(t *testing.T) {
 			}
 		}
 	})
-	address, stop, done := startServing(t, handler, "/v2/", 100*time.Millisecond)
+	address, stop, done := startServing(t, handler, []string{"/v2/"}, 100*time.Millisecond)
 	conn := warmed(t, address)
 	if _, err := io.WriteString(conn, plainGET("/v2/endless")); err != nil {
 		t.Fatal(err)
@@ -440,6 +440,7 @@ func TestQuickIsTaken(t *testing.T) {
 		{"not quick", false, "ppppp", "nnnnn"},
 		{"plain", true, "ppppp", "nnqqq"},
 		{"HEAD", true, "phphh", "nnqqq"},
+		{"of both paths", true, "ptptp", "nnqqq"},
 		{"with a body", true, "ppb", "nnn"},
 		{"elsewhere", true, "ppe", "nnn"},
 		{"the last", true, "ppc", "nnn"},
@@ -463,7 +464,7 @@ func TestQuickIsTaken(t *testing.T) {
 			defer func() { _ = conn.Close() }()
 			for _, kind := range tt.sent {
 				request := strings.NewReplacer(map[rune][]string{
-					'o': {"Accept:", "X-Other:"}, 'h': {"GET", "HEAD"}, 'b': {"\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n.\r\n0\r\n\r\n"}, 'e': {"/v2/", "/elsewhere"},
+					'o': {"Accept:", "X-Other:"}, 'h': {"GET", "HEAD"}, 't': {"/v2/", "/auth/token?scope=x"}, 'b': {"\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n.\r\n0\r\n\r\n"}, 'e': {"/v2/", "/elsewhere"},
 					'c': {"Accept: */*", "Connection: close"}, '0': {"HTTP/1.1", "HTTP/1.0", "Accept: */*", "Connection: keep-alive"},
 				}[kind]...).Replace(plainGET("/v2/"))
 				if _, err := io.WriteString(conn, request); err != nil {

@@ -138,7 +138,7 @@ func TestQuickContextEndsWithTheServer(t *testing.T) {
 		<-r.Context().Done()
 		close(ended)
 	})
-	address, stop, done := startServing(t, handler, "/v2/", 10*time.Millisecond)
+	address, stop, done := startServing(t, handler, []string{"/v2/"}, 10*time.Millisecond)
 	if _, err := io.Copy(warmed(t, address), strings.NewReader(plainGET("/v2/wait"))); err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,7 @@ func TestQuickGivesBackWhatWasRead(t *testing.T) {
 	if err := conn.SetDeadline(time.Unix(1, 0)); err != nil { // as a client who has not taken an answer in time
 		t.Fatal(err)
 	}
-	q := newQuick(&http.Server{}, "/v2/", nil) //nolint:gosec // it does not listen
+	q := newQuick(&http.Server{}, []string{"/v2/"}, nil) //nolint:gosec // it does not listen
 	c := &quickConn{quick: q, conn: &resumedConn{TCPConn: conn.(*net.TCPConn), read: []byte("cd")}}
 	go c.giveBack([]byte("ab"))
 	resumed, err := q.Accept()
@@ -55,7 +55,7 @@ func TestQuickGivesBackWhatWasRead(t *testing.T) {
 // Would catch a connection that is taken when all are thought to be gone.
 func TestQuickTakesNoneWhenItStops(t *testing.T) {
 	t.Parallel()
-	q := newQuick(&http.Server{}, "/v2/", nil) //nolint:gosec // it does not listen
+	q := newQuick(&http.Server{}, []string{"/v2/"}, nil) //nolint:gosec // it does not listen
 	if err := q.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestReadsPlain(t *testing.T) {
 	}
 }
 
-func readsPlain(raw []byte, below string) bool {
+func readsPlain(raw []byte, below ...string) bool {
 	line, headers, _ := bytes.Cut(raw, crlf)
 	_, _, ok := plainTarget(line, below)
 	return ok && arePlain(headers)

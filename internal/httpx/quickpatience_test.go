@@ -20,7 +20,7 @@ const plainRequest = "GET /v2/ HTTP/1.1\r\nHost: a.test\r\n\r\n"
 // was read already.
 func quickPipe(early string, h http.HandlerFunc) net.Conn {
 	client, server := net.Pipe()
-	q := newQuick(&http.Server{Handler: h}, "/v2/", nil) //nolint:gosec // it does not listen
+	q := newQuick(&http.Server{Handler: h}, []string{"/v2/"}, nil) //nolint:gosec // it does not listen
 	c := &quickConn{quick: q, conn: server, values: context.Background(), buf: make([]byte, quickBytes)}
 	c.early = copy(c.buf, early)
 	go c.serve(httptest.NewRequest(http.MethodGet, "/v2/", nil))

@@ -31,9 +31,9 @@ func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
 type Endpoint struct {
 	Server   *http.Server
 	Listener net.Listener
-	// QuickBelow is a path: plain GETs of what it begins, one after the other on a connection, are answered with half of
-	// the work, by the same handler, which then can neither flush an answer nor take the connection. "" for none.
-	QuickBelow string
+	// QuickBelow are paths: plain GETs of what they begin, one after the other on a connection, are answered with half of
+	// the work, by the same handler, which then can neither flush an answer nor take the connection.
+	QuickBelow []string
 }
 
 // Serve serves until ctx ends, then lets requests in flight go on for at most grace. It returns nil after
@@ -42,7 +42,7 @@ func Serve(ctx context.Context, logger *slog.Logger, grace time.Duration, endpoi
 	failed := make(chan error, len(endpoints))
 	quicks := make([]*quick, len(endpoints))
 	for i, e := range endpoints {
-		if e.QuickBelow != "" {
+		if len(e.QuickBelow) > 0 {
 			quicks[i] = newQuick(e.Server, e.QuickBelow, e.Listener.Addr())
 			go func() { _ = e.Server.Serve(quicks[i]) }() // until the end, as what it is beside
 		}
