@@ -1,7 +1,6 @@
 package s3
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -55,45 +54,122 @@ func (l *limitedWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// body is bytes that are sent. A connection may read of a request's body after the request is over, and the bytes' buffer
-// must not be used again before that has ended.
+// body is bytes that are sent, maybe while their buffer is still being filled. A connection may read of a request's body
+// after the request is over, and the buffer must not be used again before that has ended.
 type body struct {
-	mu    sync.Mutex
-	bytes *bytes.Reader
-	over  bool
+	mu      sync.Mutex
+	changed sync.Cond
+	data    []byte // as long as was announced
+	filled  int    // bytes of it that are there
+	at      int
+	attempt int // a retry begins anew, and ends the reading of the one before
+	writing int // connections that have some of data in hand
+	over    bool
 }
 
-var errOver = errors.New("the request is over")
+var (
+	errOver = errors.New("the request is over")
+	errSeek = errors.New("no such place in the body")
+)
 
-func newBody(data []byte) *body { return &body{bytes: bytes.NewReader(data)} }
+// newBody is a body that is there as a whole.
+func newBody(data []byte) *body {
+	b := &body{data: data, filled: len(data)}
+	b.changed.L = &b.mu
+	return b
+}
 
-// end waits for whoever reads: the connection of a request that is over has all bytes, or is closed.
+// fill says how much is there now.
+func (b *body) fill(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.filled = n
+	b.changed.Broadcast()
+}
+
+// end waits for whoever has bytes in hand: the connection of a request that is over has all, or is closed.
 func (b *body) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.over = true
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.over {
-		return 0, errOver
+	b.changed.Broadcast()
+	for b.writing > 0 {
+		b.changed.Wait()
 	}
-	return b.bytes.Read(p)
 }
 
 func (b *body) Seek(offset int64, whence int) (int64, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.bytes.Seek(offset, whence)
+	switch whence {
+	case io.SeekCurrent:
+		offset += int64(b.at)
+	case io.SeekEnd:
+		offset += int64(len(b.data))
+	}
+	if offset < 0 || offset > int64(len(b.data)) {
+		return 0, errSeek
+	}
+	b.at = int(offset)
+	b.attempt++
+	b.changed.Broadcast()
+	return offset, nil
 }
 
-func (b *body) WriteTo(w io.Writer) (int64, error) {
+// next waits for bytes that were not sent yet. mu is held. Errors: io.EOF, errOver.
+func (b *body) next(attempt int) ([]byte, error) {
+	for {
+		switch {
+		case b.over || b.attempt != attempt:
+			return nil, errOver
+		case b.at < b.filled:
+			return b.data[b.at:b.filled], nil
+		case b.at == len(b.data):
+			return nil, io.EOF
+		}
+		b.changed.Wait()
+	}
+}
+
+func (b *body) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.over {
-		return 0, errOver
+	data, err := b.next(b.attempt)
+	n := copy(p, data)
+	b.at += n
+	return n, err
+}
+
+func (b *body) WriteTo(w io.Writer) (total int64, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	attempt := b.attempt
+	for {
+		data, err := b.next(attempt)
+		if errors.Is(err, io.EOF) {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+		n, err := b.write(w, data)
+		total += int64(n)
+		if b.attempt == attempt {
+			b.at += n
+		}
+		if err != nil {
+			return total, err
+		}
 	}
-	return b.bytes.WriteTo(w)
+}
+
+// write gives mu away meanwhile.
+func (b *body) write(w io.Writer, data []byte) (int, error) {
+	b.writing++
+	b.mu.Unlock()
+	n, err := w.Write(data)
+	b.mu.Lock()
+	b.writing--
+	b.changed.Broadcast()
+	return n, err
 }

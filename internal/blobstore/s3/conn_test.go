@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -95,5 +96,61 @@ func TestBodyEnds(t *testing.T) {
 	}
 	if n, err := b.WriteTo(io.Discard); n != 0 || !errors.Is(err, errOver) {
 		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// Would catch bytes sent before they are there, and a retry beside which the attempt before goes on.
+func TestBodyFills(t *testing.T) {
+	t.Parallel()
+	b := newBody([]byte("0123456789"))
+	b.filled = 0
+	b.fill(4)
+	first, writer := io.Pipe()
+	sent := make(chan error)
+	go func() {
+		_, err := b.WriteTo(writer)
+		sent <- err
+	}()
+	got := make([]byte, 4)
+	if _, err := io.ReadFull(first, got); err != nil || string(got) != "0123" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	b.fill(7)
+	if _, err := io.ReadFull(first, got[:2]); err != nil || string(got[:2]) != "45" { // and has 6 in hand
+		t.Fatalf("%q, %v", got[:2], err)
+	}
+	if n, err := b.Seek(0, io.SeekStart); n != 0 || err != nil {
+		t.Fatal(n, err)
+	}
+	again := make(chan string)
+	go func() {
+		all, err := io.ReadAll(struct{ io.Reader }{b})
+		again <- fmt.Sprint(string(all), err)
+	}()
+	b.fill(10)
+	if s := <-again; s != "0123456789<nil>" {
+		t.Error(s)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; !errors.Is(err, io.ErrClosedPipe) {
+		t.Error(err)
+	}
+	if n, err := b.Seek(0, io.SeekCurrent); n != 10 || err != nil {
+		t.Errorf("at %d after the first attempt, %v", n, err)
+	}
+	if _, err := b.Seek(1, io.SeekEnd); !errors.Is(err, errSeek) {
+		t.Error(err)
+	}
+	waits := newBody(make([]byte, 1))
+	waits.filled = 0
+	go func() {
+		_, err := waits.WriteTo(io.Discard)
+		sent <- err
+	}()
+	waits.end()
+	if err := <-sent; !errors.Is(err, errOver) {
+		t.Error(err)
 	}
 }

@@ -30,10 +30,12 @@ const (
 	PartBytes = 8 << 20
 	// PartsInFlight is how many parts of one object are on their way at once, at most.
 	PartsInFlight = 3
-	// farStorage is how long the fastest of farAfter parts takes to a storage for which the last of those is needed. A nearer
-	// one is busy all the time without it, and is done earlier when the bytes end.
-	farStorage = 75 * time.Millisecond
-	farAfter   = 4
+	// defaultNear is how long the fastest of timedParts takes at most to a storage that is near. A farther one needs the last
+	// of PartsInFlight; a near one is busy all the time without it, and is done earlier when the bytes end.
+	defaultNear = 75 * time.Millisecond
+	timedParts  = 4
+	// liveBytes go to the storage at a time, where a part is sent while it is filled.
+	liveBytes = 256 << 10
 	// defaultBuffers is how many parts are in memory at once, in the whole process.
 	defaultBuffers = 6
 	maxParts       = 10_000
@@ -53,6 +55,7 @@ type Config struct {
 	SpoolDir string
 	Buffers  int               // 0: 6
 	Slow     time.Duration     // how long a sender may keep a buffer; 0: 10 s
+	Near     time.Duration     // how long a part takes at most to a storage that is near; 0: 75 ms
 	Wrap     http.RoundTripper // nil: a transport of its own; tests count and break requests here
 }
 
@@ -81,6 +84,9 @@ func New(c Config) (*Store, error) {
 	}
 	if c.Slow == 0 {
 		c.Slow = 10 * time.Second
+	}
+	if c.Near == 0 {
+		c.Near = defaultNear
 	}
 	if c.PublicEndpoint == "" {
 		c.PublicEndpoint = c.Endpoint

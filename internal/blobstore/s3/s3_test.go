@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -117,7 +118,8 @@ func TestRequests(t *testing.T) {
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	base := bucket(t)
-	data := bytes.Repeat([]byte("0123456789abcdef"), (2*s3.PartBytes+100)/16)
+	base.Near = time.Hour // so that parts are sent while they are filled
+	data := bytes.Repeat([]byte("0123456789abcdef"), (7*s3.PartBytes+100)/16)
 	for name, fault := range map[string]func(*http.Request, int64) (*http.Response, error){
 		"503 on every other": func(_ *http.Request, n int64) (*http.Response, error) {
 			if n%2 == 1 {
@@ -398,21 +400,113 @@ func TestAtOnce(t *testing.T) {
 	}
 }
 
+// awaited is a reader that waits until it may give more.
+type awaited struct {
+	io.Reader
+	more <-chan struct{}
+}
+
+func (a awaited) Read(p []byte) (int, error) {
+	<-a.more
+	return a.Reader.Read(p)
+}
+
+// Would catch a part that waits until it is full, bytes of one that never is, and a retry that sends them beside each other.
+func TestSentWhileFilled(t *testing.T) {
+	t.Parallel()
+	data := make([]byte, 7*s3.PartBytes+s3.PartBytes/2)
+	for i := range data {
+		data[i] = byte(i >> 8)
+	}
+	begun := 6*s3.PartBytes + s3.PartBytes/4 // of part 7
+	for name, test := range map[string]struct {
+		bytes int
+		fault func(n int64) (*http.Response, error) // of part 7
+	}{
+		"full":        {len(data), nil},
+		"never full":  {6*s3.PartBytes + s3.PartBytes/2, nil},
+		"asked again": {len(data), func(n int64) (*http.Response, error) { return nil, map[bool]error{true: io.ErrUnexpectedEOF}[n == 1] }},
+		"refused early": {len(data), func(n int64) (*http.Response, error) {
+			return map[bool]*http.Response{true: answer(http.StatusServiceUnavailable, "SlowDown")}[n == 1], nil
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, began := bucket(t), make(chan struct{})
+			var seventh atomic.Int64
+			early := &transport{fault: func(r *http.Request, _ int64) (*http.Response, error) {
+				if r.URL.Query().Get("partNumber") != "7" {
+					return nil, nil
+				}
+				n := seventh.Add(1)
+				if n == 1 {
+					close(began)
+				}
+				if test.fault == nil {
+					return nil, nil
+				}
+				return test.fault(n)
+			}}
+			c.Near, c.Wrap = time.Hour, early
+			s := open(t, c)
+			w, err := s.Create(t.Context(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = w.Close() }()
+			r := io.MultiReader(bytes.NewReader(data[:begun]), awaited{bytes.NewReader(data[begun:test.bytes]), began})
+			if _, err := w.ReadFrom(r); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.State(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			key, err := w.Commit(t.Context(), "filled/data")
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := s.Open(t.Context(), key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = o.Close() }()
+			if got, err := io.ReadAll(o); err != nil || !bytes.Equal(got, data[:test.bytes]) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+}
+
 // Would catch a far storage that is idle most of the time, since it gets too few parts at once, and one that gets more than
 // there is memory for.
 func TestPartsInFlight(t *testing.T) {
 	t.Parallel()
+	patience, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	c := bucket(t)
+	c.Near = time.Nanosecond
 	var now, most atomic.Int64
+	all := make(chan struct{})
+	enough := sync.OnceFunc(func() { close(all) })
 	c.Wrap = &transport{fault: func(r *http.Request, _ int64) (*http.Response, error) {
-		if !r.URL.Query().Has("partNumber") {
+		q := r.URL.Query()
+		if !q.Has("partNumber") {
 			return nil, nil
 		}
-		if n := now.Add(1); n > most.Load() {
-			most.Store(n)
+		n := now.Add(1)
+		defer now.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 		}
-		time.Sleep(200 * time.Millisecond)
-		now.Add(-1)
+		if n == s3.PartsInFlight {
+			enough()
+		}
+		if number := q.Get("partNumber"); len(number) > 1 || number > "4" { // four tell how far it is
+			select {
+			case <-all:
+				time.Sleep(50 * time.Millisecond) // for one that is too many
+			case <-patience.Done():
+			}
+		}
 		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Etag": {`"part"`}}, Body: http.NoBody}, nil
 	}}
 	w, err := open(t, c).Create(t.Context(), "")

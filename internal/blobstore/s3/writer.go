@@ -32,6 +32,7 @@ type writer struct {
 
 	// The part being filled is in a buffer of the pool, or, after a pause, in a spool file.
 	tail  []byte
+	live  *live // the tail's request, where it goes to the storage while it is filled
 	spool *os.File
 	taken time.Time // since when the sender has the buffer
 	// tailSent: the tail was sent ahead as the last part, and is sent again if more comes.
@@ -218,6 +219,9 @@ func (w *writer) take(p []byte) (n int, err error) {
 				return n, err
 			}
 			w.tail, w.taken = buffer[:0], time.Now()
+			if w.near() {
+				w.goLive()
+			}
 		}
 		m := min(len(p), int(PartBytes-w.tailLen()))
 		if w.spool != nil {
@@ -227,6 +231,7 @@ func (w *writer) take(p []byte) (n int, err error) {
 			w.st.TailSize += int64(m)
 		} else {
 			w.tail = append(w.tail, p[:m]...)
+			w.live.fill(len(w.tail))
 		}
 		w.tailSent = nil
 		w.size, n, p = w.size+int64(m), n+m, p[m:]
@@ -268,6 +273,7 @@ func spoolError(err error) error {
 }
 
 func (w *writer) dropBuffer() {
+	w.cutLive()
 	if w.tail != nil {
 		w.store.giveBack(w.tail)
 		w.tail = nil
@@ -398,12 +404,12 @@ func (w *writer) sendTail() error {
 		w.finish(number, p)
 		return w.dropSpool()
 	}
-	data := w.tail
-	w.tail = nil
+	data, l := w.tail, w.live
+	w.tail, w.live = nil, nil
 	w.slots <- struct{}{}
 	w.flight.Go(func() {
 		defer func() { w.store.giveBack(data); <-w.slots }()
-		p, err := w.sendBuffer(number, data)
+		p, err := w.sendBuffer(l, number, data)
 		if err != nil {
 			_ = w.fail(err)
 			return
@@ -419,27 +425,38 @@ func (w *writer) finish(number int, p part) {
 	w.st.Parts[number-1] = p
 }
 
-func (w *writer) sendBuffer(number int, data []byte) (part, error) {
+// sendBuffer sends data, unless l has sent it.
+func (w *writer) sendBuffer(l *live, number int, data []byte) (part, error) {
+	if l != nil {
+		if p, err := l.result(); err == nil {
+			return p, nil
+		}
+	}
 	b := newBody(data)
 	defer b.end()
-	return w.sendPart(number, b, int64(len(data)))
+	start := time.Now()
+	p, err := w.sendPart(number, b, int64(len(data)))
+	if err == nil && len(data) == PartBytes {
+		w.timed(time.Since(start))
+	}
+	return p, err
 }
 
 func (w *writer) sendPart(number int, body io.Reader, size int64) (part, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	return w.sendPartWithin(ctx, number, body, size)
+}
+
+func (w *writer) sendPartWithin(ctx context.Context, number int, body io.Reader, size int64) (part, error) {
 	if w.begun != nil {
 		<-w.begun
 	}
 	if err := w.failure(); err != nil {
 		return part{}, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-	defer cancel()
-	start := time.Now()
 	sent, err := w.store.core.PutObjectPart(ctx, w.store.config.Bucket, w.st.Key, w.st.UploadID, number, body, size,
 		minio.PutObjectPartOptions{DisableContentSha256: true})
-	if err == nil && size == PartBytes {
-		w.timed(time.Since(start))
-	}
 	return part{ETag: sent.ETag, Size: size}, translate(err)
 }
 
@@ -450,9 +467,67 @@ func (w *writer) timed(took time.Duration) {
 	if w.parts++; w.parts == 1 || took < w.fastest {
 		w.fastest = took
 	}
-	if w.parts == farAfter && w.fastest > farStorage {
+	if w.parts == timedParts && w.fastest > w.store.config.Near {
 		<-w.slots
 	}
+}
+
+// near tells whether the storage takes parts so fast that it does not matter when one was begun in vain.
+func (w *writer) near() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.parts >= timedParts && w.fastest <= w.store.config.Near
+}
+
+// live is a request for a part that goes to the storage while its buffer is filled, in the hope that it will be full. So
+// little is left to send when the bytes end, and they are sent while they are in the processor's cache.
+type live struct {
+	body   *body
+	filled int // what the request was told of
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the rest is set
+	part   part
+	err    error
+}
+
+// goLive begins the request for the tail, which is empty.
+func (w *writer) goLive() {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	l := &live{body: newBody(w.tail[:PartBytes]), cancel: cancel, done: make(chan struct{})}
+	l.body.filled = 0
+	number := len(w.st.Parts) + 1
+	w.live = l
+	w.flight.Go(func() {
+		defer close(l.done)
+		defer l.body.end()
+		defer cancel()
+		l.part, l.err = w.sendPartWithin(ctx, number, l.body, PartBytes)
+	})
+}
+
+// fill lets the request have the first n bytes, or leaves it for later.
+func (l *live) fill(n int) {
+	if l != nil && (n-l.filled >= liveBytes || n == PartBytes) {
+		l.filled = n
+		l.body.fill(n)
+	}
+}
+
+// result is that of a part that is full.
+func (l *live) result() (part, error) {
+	<-l.done
+	return l.part, l.err
+}
+
+// cutLive ends the request for a tail that is not to be that part, or not in that buffer.
+func (w *writer) cutLive() {
+	if w.live == nil {
+		return
+	}
+	w.live.cancel()
+	w.live.body.end()
+	<-w.live.done
+	w.live = nil
 }
 
 // State waits for the parts on their way and puts the tail into its file. Where there are parts already,
@@ -482,6 +557,12 @@ func (w *writer) settle(send bool, meanwhile func() error) error {
 	if err := w.failure(); err != nil {
 		return err
 	}
+	if w.multipart() && w.tailLen() == PartBytes {
+		if err := w.sendTail(); err != nil {
+			return err
+		}
+	}
+	w.cutLive()
 	var sent part
 	var sendErr error
 	if send = send && w.multipart() && w.tailLen() > 0 && w.tailSent == nil; send {
@@ -491,7 +572,7 @@ func (w *writer) settle(send bool, meanwhile func() error) error {
 				sent, sendErr = w.sendPart(number, io.NewSectionReader(spool, 0, size), size)
 				return
 			}
-			sent, sendErr = w.sendBuffer(number, data)
+			sent, sendErr = w.sendBuffer(nil, number, data)
 		})
 	}
 	err := meanwhile()
@@ -614,6 +695,7 @@ func (w *writer) putWhole(ctx context.Context, final string) error {
 
 // Close waits for the parts on their way, since their buffers are the process's.
 func (w *writer) Close() error {
+	w.cutLive()
 	w.flight.Wait()
 	w.dropBuffer()
 	if w.spool == nil {
