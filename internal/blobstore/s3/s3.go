@@ -28,10 +28,9 @@ import (
 const (
 	// PartBytes is the size of every part but the last; R2 wants them equal. 10,000 parts make 78 GiB.
 	PartBytes = 8 << 20
-	// PartsInFlight is how many parts of one object are on their way at once, at most.
+	// PartsInFlight is how many full parts of one object are on their way at once, at most: to a storage that is far.
 	PartsInFlight = 3
-	// defaultNear is how long the fastest of timedParts takes at most to a storage that is near. A farther one needs the last
-	// of PartsInFlight; a near one is busy all the time without it, and is done earlier when the bytes end.
+	// defaultNear is how long the fastest of timedParts takes at most to a storage that is near.
 	defaultNear = 75 * time.Millisecond
 	timedParts  = 4
 	// liveBytes go to the storage at a time, where a part is sent while it is filled.

@@ -477,49 +477,58 @@ func TestSentWhileFilled(t *testing.T) {
 	}
 }
 
-// Would catch a far storage that is idle most of the time, since it gets too few parts at once, and one that gets more than
-// there is memory for.
+// Would catch a far storage that is idle most of the time, since it gets too few parts at once, a near one that has much left
+// when the bytes end, and more than there is memory for.
 func TestPartsInFlight(t *testing.T) {
 	t.Parallel()
-	patience, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	c := bucket(t)
-	c.Near = time.Nanosecond
-	var now, most atomic.Int64
-	all := make(chan struct{})
-	enough := sync.OnceFunc(func() { close(all) })
-	c.Wrap = &transport{fault: func(r *http.Request, _ int64) (*http.Response, error) {
-		q := r.URL.Query()
-		if !q.Has("partNumber") {
-			return nil, nil
-		}
-		n := now.Add(1)
-		defer now.Add(-1)
-		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
-		}
-		if n == s3.PartsInFlight {
-			enough()
-		}
-		if number := q.Get("partNumber"); len(number) > 1 || number > "4" { // four tell how far it is
-			select {
-			case <-all:
-				time.Sleep(50 * time.Millisecond) // for one that is too many
-			case <-patience.Done():
+	for name, test := range map[string]struct {
+		near, patience time.Duration
+		want           int64 // of a near one: a full part and the one that is filled
+	}{"far": {time.Nanosecond, time.Minute, s3.PartsInFlight}, "near": {time.Hour, 100 * time.Millisecond, 2}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := bucket(t)
+			c.Near = test.near
+			var now, most atomic.Int64
+			all := make(chan struct{})
+			enough := sync.OnceFunc(func() { close(all) })
+			c.Wrap = &transport{fault: func(r *http.Request, _ int64) (*http.Response, error) {
+				q := r.URL.Query()
+				if !q.Has("partNumber") {
+					return nil, nil
+				}
+				n := now.Add(1)
+				defer now.Add(-1)
+				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				if _, err := io.Copy(io.Discard, r.Body); err != nil {
+					return nil, err
+				}
+				if number := q.Get("partNumber"); len(number) > 1 || number > "4" { // four tell how far it is
+					if n == test.want {
+						enough()
+					}
+					select {
+					case <-all:
+						time.Sleep(50 * time.Millisecond) // for one that is too many
+					case <-time.After(test.patience):
+					}
+				}
+				return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Etag": {`"part"`}}, Body: http.NoBody}, nil
+			}}
+			w, err := open(t, c).Create(t.Context(), "")
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
-		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Etag": {`"part"`}}, Body: http.NoBody}, nil
-	}}
-	w, err := open(t, c).Create(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.ReadFrom(bytes.NewReader(make([]byte, 12*s3.PartBytes))); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if most.Load() != s3.PartsInFlight {
-		t.Errorf("%d parts at once", most.Load())
+			if _, err := w.ReadFrom(bytes.NewReader(make([]byte, 12*s3.PartBytes))); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if most.Load() != test.want {
+				t.Errorf("%d parts at once", most.Load())
+			}
+		})
 	}
 }

@@ -45,11 +45,12 @@ type writer struct {
 
 	begun  chan struct{} // closed when there is an UploadID, or failed says why not; nil: nobody needs one yet
 	flight sync.WaitGroup
-	slots  chan struct{} // a token for each part on its way, and one until the storage is known to be far
-	mu     sync.Mutex    // of what is below and st.Parts, while parts are in flight
+	mu     sync.Mutex // of what is below and st.Parts, while parts are in flight
 	failed error
 
-	parts   int           // that were timed
+	sending int           // full parts on their way
+	fewer   sync.Cond     // of them, or more may be
+	timed   int           // parts of which the time is known
 	fastest time.Duration // of them
 }
 
@@ -65,8 +66,8 @@ func (s *Store) Create(_ context.Context, key string) (blobstore.Writer, error) 
 }
 
 func (s *Store) newWriter(st state) *writer {
-	w := &writer{store: s, st: st, slots: make(chan struct{}, PartsInFlight)}
-	w.slots <- struct{}{}
+	w := &writer{store: s, st: st}
+	w.fewer.L = &w.mu
 	return w
 }
 
@@ -406,9 +407,9 @@ func (w *writer) sendTail() error {
 	}
 	data, l := w.tail, w.live
 	w.tail, w.live = nil, nil
-	w.slots <- struct{}{}
+	w.awaitRoom()
 	w.flight.Go(func() {
-		defer func() { w.store.giveBack(data); <-w.slots }()
+		defer w.sent(data)
 		p, err := w.sendBuffer(l, number, data)
 		if err != nil {
 			_ = w.fail(err)
@@ -437,7 +438,7 @@ func (w *writer) sendBuffer(l *live, number int, data []byte) (part, error) {
 	start := time.Now()
 	p, err := w.sendPart(number, b, int64(len(data)))
 	if err == nil && len(data) == PartBytes {
-		w.timed(time.Since(start))
+		w.took(time.Since(start))
 	}
 	return p, err
 }
@@ -460,23 +461,51 @@ func (w *writer) sendPartWithin(ctx context.Context, number int, body io.Reader,
 	return part{ETag: sent.ETag, Size: size}, translate(err)
 }
 
-// timed lets one more part be on its way where even the fastest of the first few took long.
-func (w *writer) timed(took time.Duration) {
+// took notes how long the storage took for a part that was there as a whole.
+func (w *writer) took(d time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.parts++; w.parts == 1 || took < w.fastest {
-		w.fastest = took
+	if w.timed++; w.timed == 1 || d < w.fastest {
+		w.fastest = d
 	}
-	if w.parts == timedParts && w.fastest > w.store.config.Near {
-		<-w.slots
-	}
+	w.fewer.Broadcast()
 }
 
 // near tells whether the storage takes parts so fast that it does not matter when one was begun in vain.
 func (w *writer) near() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.parts >= timedParts && w.fastest <= w.store.config.Near
+	return w.timed >= timedParts && w.fastest <= w.store.config.Near
+}
+
+// awaitRoom waits until one more full part may be on its way. A far storage is idle without many; a near one has the one
+// that is being filled, too, and is done earlier when the bytes end.
+func (w *writer) awaitRoom() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.sending >= w.room() {
+		w.fewer.Wait()
+	}
+	w.sending++
+}
+
+func (w *writer) room() int {
+	switch {
+	case w.timed < timedParts:
+		return 2
+	case w.fastest <= w.store.config.Near:
+		return 1
+	}
+	return PartsInFlight
+}
+
+// sent ends what awaitRoom began.
+func (w *writer) sent(data []byte) {
+	w.store.giveBack(data)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sending--
+	w.fewer.Broadcast()
 }
 
 // live is a request for a part that goes to the storage while its buffer is filled, in the hope that it will be full. So
