@@ -256,6 +256,7 @@ func (u *Uploads) append(ctx context.Context, s *session, body io.Reader, option
 		return err
 	}
 	in := newIntake(ctx, u, s, body, options.metered)
+	kept := u.now()
 	for {
 		in.budget = u.checkpoint
 		taken, err := s.writer.ReadFrom(in)
@@ -281,10 +282,11 @@ func (u *Uploads) append(ctx context.Context, s *session, body io.Reader, option
 		case in.err != nil:
 			return in.err
 		}
-		if options.checkpoints {
+		if options.checkpoints && u.now().Sub(kept) >= u.checkpointPause {
 			if err := u.persist(ctx, s, nil); err != nil {
 				return err
 			}
+			kept = u.now()
 		}
 	}
 }

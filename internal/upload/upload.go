@@ -108,7 +108,8 @@ const (
 	maxReadBackBytes  = 64 << 20  // hashed again when sha512 shows only at the end
 	maxInlineBytes    = 32 << 20  // presigned uploads up to this are hashed in the request
 	maxLocationBytes  = 2048
-	checkpointBytes   = 256 << 20 // a crash costs a stream at most this much
+	checkpointBytes   = 256 << 20       // a crash costs a stream at most this much
+	checkpointPause   = 5 * time.Second // or, if that is more, what came in this time
 	cachedBlobs       = 8192
 	idleWriterFor     = time.Minute // then its file or buffers are given back
 	detachedFor       = 2 * time.Minute
@@ -191,15 +192,16 @@ type Uploads struct {
 	spooled   int64                    // bytes in spool files
 	closing   bool
 
-	inflight   sync.WaitGroup
-	workers    sync.WaitGroup
-	background context.Context //nolint:containedctx // ends when the hold stops
-	stop       context.CancelFunc
-	waiting    context.Context //nolint:containedctx // ends when nobody is to wait for a join any more
-	endWaiting context.CancelFunc
-	wakeVerify chan struct{}
-	checkpoint int64
-	inline     int64
+	inflight        sync.WaitGroup
+	workers         sync.WaitGroup
+	background      context.Context //nolint:containedctx // ends when the hold stops
+	stop            context.CancelFunc
+	waiting         context.Context //nolint:containedctx // ends when nobody is to wait for a join any more
+	endWaiting      context.CancelFunc
+	wakeVerify      chan struct{}
+	checkpoint      int64
+	checkpointPause time.Duration
+	inline          int64
 }
 
 // Open migrates the tables, takes up the unfinished uploads of an earlier process, and starts the
@@ -234,7 +236,7 @@ func open(ctx context.Context, cfg Config, db database) (*Uploads, error) {
 	u := &Uploads{
 		cfg: cfg, db: db, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cache: cache,
 		byID: map[string]*session{}, bySecret: map[[32]byte]*session{}, verifying: map[string]chan struct{}{},
-		wakeVerify: make(chan struct{}, 1), checkpoint: checkpointBytes, inline: maxInlineBytes, joining: make(chan struct{}, joinsAtOnce),
+		wakeVerify: make(chan struct{}, 1), checkpoint: checkpointBytes, checkpointPause: checkpointPause, inline: maxInlineBytes, joining: make(chan struct{}, joinsAtOnce),
 	}
 	if err := u.loadSessions(ctx); err != nil {
 		return nil, fmt.Errorf("load unfinished uploads: %w", err)

@@ -257,7 +257,7 @@ func TestStream(t *testing.T) {
 				m.keepKeys = keep
 				r := newRig(t, m, nil)
 				s := r.begin(alice)
-				r.checkpoint = 150_000
+				r.checkpoint, r.checkpointPause = 150_000, 0
 				blob, err := run(r, s.Secret)
 				if err != nil || blob.Digest != d || blob.Size != int64(size) || !blob.Verified || blob.Owner != alice {
 					t.Fatalf("%s of %d: %+v, %v", name, size, blob, err)
@@ -429,5 +429,44 @@ func TestAlgorithms(t *testing.T) {
 		r.content(d, "")
 		r.absent(sha512Of([]byte("else")))
 		r.walk()
+	}
+}
+
+// looking calls each before it gives the next bytes, of which there are 100 a time.
+type looking struct {
+	times int
+	each  func(given int)
+}
+
+func (l *looking) Read(p []byte) (int, error) {
+	if l.each(l.times * 100); l.times == 10 {
+		return 0, io.EOF
+	}
+	l.times++
+	return copy(p, make([]byte, 100)), nil
+}
+
+// Would catch a long stream of which nothing would outlive a crash, and a fast one that stops for it at every turn.
+func TestCheckpoints(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, newMemory(), nil)
+	r.checkpoint = 200
+	s := r.begin(alice)
+	kept := func() (n int64) {
+		if err := r.sql.Reader().QueryRow(`SELECT coalesce(max(byte_offset), -1) FROM upload`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	var after [11]int64
+	if _, err := r.Append(t.Context(), s.Secret, nil, &looking{each: func(given int) {
+		if after[given/100] = kept(); given == 500 {
+			r.clock.move(checkpointPause)
+		}
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if after[1] != after[5] || after[5] > 0 || after[7] != 600 || after[10] != 600 || kept() != 1000 {
+		t.Errorf("after each 100 bytes %v were kept, in the end %d", after, kept())
 	}
 }
