@@ -208,6 +208,7 @@ func TestJoinFails(t *testing.T) {
 		t.Errorf("%v being joined, %v open", r.joins.count(), r.countOpen())
 	}
 	m.fault.clear()
+	r.Uploads.cfg.JoinWait = time.Minute // nobody waits for one now
 	s = r.begin(alice)
 	if _, err := r.Finish(t.Context(), s.Secret, d, nil, bytes.NewReader(data)); err != nil {
 		t.Fatal(err)
