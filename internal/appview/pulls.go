@@ -280,10 +280,10 @@ func (p *pulls) giveUp(ctx context.Context, hold syntax.DID) error {
 	})
 }
 
-// refusesPulls tells whether a hold will not be told, tomorrow either.
+// refusesPulls tells whether a hold will not be told, tomorrow either. What has no name is a proxy's, whose hold is away.
 func refusesPulls(err error) bool {
 	e, ok := errors.AsType[*xrpc.UpstreamError](err)
-	return ok && !e.Invalid && (e.Status == http.StatusForbidden || e.Status == http.StatusNotFound ||
+	return ok && !e.Invalid && e.Name != "" && (e.Status == http.StatusForbidden || e.Status == http.StatusNotFound ||
 		e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented)
 }
 

@@ -17,7 +17,7 @@ import (
 // told are the notices of pulls that a hold got, and what it answers them with.
 type told struct {
 	messages, pulls atomic.Int64
-	down            atomic.Bool
+	down            atomic.Int64 // the status that a proxy answers with
 }
 
 func (c *told) listen(t *testing.T, h *testHold) {
@@ -34,8 +34,8 @@ func (c *told) listen(t *testing.T, h *testHold) {
 		if err := json.Unmarshal(raw, &in); err != nil || in.Operation != "pull" {
 			return false
 		}
-		if c.down.Load() {
-			http.Error(w, "{}", http.StatusServiceUnavailable)
+		if status := c.down.Load(); status != 0 {
+			http.Error(w, "{}", int(status))
 			return true
 		}
 		rec := &recorder{header: http.Header{}}
@@ -82,7 +82,7 @@ func TestPullsAreTold(t *testing.T) {
 		nobody.must(200, nobody.do(http.MethodHead, "/v2/alice.test/app/manifests/1.0", nil))
 		nobody.must(304, nobody.do(http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil, "If-None-Match", `"`+image.digest.String()+`"`))
 	}
-	c.down.Store(true)
+	c.down.Store(http.StatusServiceUnavailable)
 	n.restart()
 	for range 5 {
 		nobody.must(200, nobody.manifest("alice.test/app", image.digest.String()))
@@ -100,7 +100,13 @@ func TestPullsAreTold(t *testing.T) {
 	if pulls, _ := rows(); pulls != 12 || c.messages.Load() != 0 {
 		t.Errorf("%d wait, %d messages", pulls, c.messages.Load())
 	}
-	c.down.Store(false)
+	c.down.Store(http.StatusNotFound)
+	n.forget()
+	eventually(t, "the hold is gone", func() bool { _, attempts := rows(); return attempts != 1 })
+	if pulls, attempts := rows(); pulls != 12 || attempts != 2 {
+		t.Errorf("%d wait, %d attempts", pulls, attempts)
+	}
+	c.down.Store(0)
 	n.forget()
 	eventually(t, "the hold is told", func() bool { return c.messages.Load() == 1 })
 	if c.pulls.Load() != 12 {
