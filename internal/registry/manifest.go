@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -119,12 +120,16 @@ func tagsOf(r *http.Request, reference oci.Reference) ([]string, error) {
 	if len(tags) > maxTags {
 		return nil, oci.Errorf(oci.CodeManifestInvalid, "at most %d tags in one push", maxTags)
 	}
+	var once []string
 	for _, tag := range tags {
 		if parsed, err := oci.ParseReference(tag); err != nil || parsed.Tag == "" {
 			return nil, oci.Errorf(oci.CodeManifestInvalid, "a tag parameter is not a tag")
 		}
+		if !slices.Contains(once, tag) {
+			once = append(once, tag)
+		}
 	}
-	return tags, nil
+	return once, nil
 }
 
 // readManifest reads a manifest's bytes, whose room in memory is the caller's until release.

@@ -275,7 +275,7 @@ func TestManifest(t *testing.T) {
 	if res, body := send(t, s, http.MethodGet, "/v2/alice.test/app/manifests/1.0", nil); res.StatusCode != 404 || codeOf(body) != "MANIFEST_UNKNOWN" {
 		t.Errorf("after DELETE: %s %s", res.Status, body)
 	}
-	res, _ = send(t, s, http.MethodPut, "/v2/alice.test/app/manifests/"+d.String()+"?tag=x&tag=y", image, "Content-Type", imageType)
+	res, _ = send(t, s, http.MethodPut, "/v2/alice.test/app/manifests/"+d.String()+"?tag=x&tag=y&tag=x", image, "Content-Type", imageType)
 	if got := res.Header.Values("OCI-Tag"); res.StatusCode != http.StatusCreated || !slices.Equal(got, []string{"x", "y"}) {
 		t.Errorf("PUT ?tag=: %s %q", res.Status, got)
 	}
