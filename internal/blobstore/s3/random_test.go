@@ -65,7 +65,7 @@ func forward(client net.Conn, to string, most int64) {
 // while parts are sent as they are filled.
 func TestRandomUploads(t *testing.T) {
 	t.Parallel()
-	rounds := 2
+	rounds := 1
 	if n, err := strconv.Atoi(os.Getenv("RANDOM_UPLOADS")); err == nil {
 		rounds = n
 	}
